@@ -1,0 +1,447 @@
+//! Kafka bytes to records and back: Confluent wire format (a zero byte, the schema id as four
+//! bytes big-endian, the Avro datum) and decoding by the writer's schema.
+//!
+//! Decoding takes no lock, allocates nothing for a trade, and never panics, whatever the bytes.
+//! The only call that talks to the registry is [`Codec::resolve`], which a thread makes for ids it
+//! does not know before it hands a batch on.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustc_hash::FxHashSet;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::decimal::{Dec8, DecimalError, from_be_bytes, to_be_bytes};
+use crate::records::{Bar, LedgerEntry, Metrics, Tick};
+use crate::registry::{Fetched, Registry, RegistryConfig, RegistryError, Subject, Unreachable};
+use crate::schema::{Form, KINDS, Kind, Unreadable, Writer, strip_logical_types};
+
+mod tick;
+
+/// Bytes before the datum.
+pub const HEADER: usize = 5;
+
+/// Unknown ids remembered; a flood of invented ids costs registry calls beyond this, not memory.
+const MAX_UNKNOWN: usize = 65_536;
+
+/// The schema id of a Confluent-framed value; `None` if it is not one.
+#[inline]
+pub fn schema_id(value: &[u8]) -> Option<u32> {
+    match value {
+        [0, a, b, c, d, ..] => Some(u32::from_be_bytes([*a, *b, *c, *d])),
+        _ => None,
+    }
+}
+
+/// Why a value could not be decoded. [`DecodeError::class`] is its dead-letter class.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum DecodeError {
+    /// Not a zero byte and four bytes of schema id.
+    #[error("not in the registry's wire format; produce with an Avro serializer that uses it")]
+    NotFramed,
+    /// No schema of that id is loaded; call `resolve` first.
+    #[error("schema id {id} is not known to the registry")]
+    UnknownSchema { id: u32 },
+    /// The schema exists and is not one that this topic can hold.
+    #[error("schema id {id} cannot be read here: {why}")]
+    WrongSchema { id: u32, why: String },
+    /// Not a datum of its schema: truncated, trailing bytes, bad text, …
+    #[error("not a datum of schema id {id}: {why}")]
+    Malformed { id: u32, why: String },
+    /// A decimal beyond 38 digits.
+    #[error("{field} has more than 38 digits")]
+    Overflow { field: &'static str },
+}
+
+impl DecodeError {
+    /// Dead-letter class, see [`crate::dlq`].
+    pub fn class(&self) -> &'static str {
+        match self {
+            DecodeError::NotFramed | DecodeError::Malformed { .. } => crate::dlq::MALFORMED,
+            DecodeError::UnknownSchema { .. } | DecodeError::WrongSchema { .. } => {
+                crate::dlq::UNKNOWN_SCHEMA
+            }
+            DecodeError::Overflow { .. } => crate::dlq::OVERFLOW,
+        }
+    }
+}
+
+/// Why a record could not be encoded.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum EncodeError {
+    /// The codec was connected without a subject for this kind.
+    #[error(
+        "no schema of {kind:?} version {version} is registered; connect the codec with its subject"
+    )]
+    NotRegistered { kind: Kind, version: u8 },
+    /// The value does not fit its schema.
+    #[error("cannot encode: {0}")]
+    Value(String),
+}
+
+/// What is now known of a schema id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolved {
+    /// Loaded: decoding will use it, or say why it cannot.
+    Known,
+    /// The registry does not have it: records with it are poison.
+    Unknown,
+}
+
+/// The writer schemas, looked up by id without a lock: slots are filled once, in order, and never
+/// change. A topic has a handful of schemas, the common ones first, so a scan beats hashing.
+#[derive(Default)]
+struct Slots {
+    slots: [OnceLock<Slot>; 32],
+    more: OnceLock<Box<Slots>>,
+}
+
+struct Slot {
+    id: u32,
+    writer: Result<Writer, Unreadable>,
+}
+
+impl Slots {
+    #[inline]
+    fn find(&self, id: u32) -> Option<&Slot> {
+        for slot in &self.slots {
+            match slot.get() {
+                Some(slot) if slot.id == id => return Some(slot),
+                Some(_) => {}
+                None => return None,
+            }
+        }
+        self.more.get()?.find(id)
+    }
+
+    /// Only under the codec's growth lock; an id that stands already is left as it is.
+    fn insert(&self, slot: Slot) {
+        let mut slot = slot;
+        for free in &self.slots {
+            match free.set(slot) {
+                Ok(()) => return,
+                Err(back) => slot = back,
+            }
+        }
+        self.more.get_or_init(Box::default).insert(slot);
+    }
+}
+
+/// Decodes by the writer's schema and encodes with ours. Shared by all threads.
+pub struct Codec {
+    writers: Slots,
+    growth: Mutex<FxHashSet<u32>>,
+    /// Id of each of our own schemas, by kind and version.
+    own_ids: BTreeMap<(Kind, u8), u32>,
+    tick_ids: [Option<u32>; 2],
+    own: OwnSchemas,
+    registry: Option<Registry>,
+}
+
+/// Our newest schemas, without logical types, to encode with.
+struct OwnSchemas {
+    bar: serde_avro_fast::Schema,
+    metrics: serde_avro_fast::Schema,
+    ledger: serde_avro_fast::Schema,
+}
+
+impl Codec {
+    /// A codec without a registry: our own schemas under fixed ids (tick v1 = 1, v2 = 2, bar = 3,
+    /// metrics = 4, ledger = 5), every other id unknown. For tests and benchmarks.
+    pub fn offline() -> Codec {
+        Codec::offline_with(&[])
+    }
+
+    /// As [`Codec::offline`], with further writer schemas under ids of the caller's choice.
+    pub fn offline_with(others: &[(u32, &str)]) -> Codec {
+        let mut ids = BTreeMap::new();
+        let mut next = 0;
+        for kind in KINDS {
+            for version in 1..=kind.versions().len() {
+                next += 1;
+                ids.insert((kind, version as u8), next);
+            }
+        }
+        let codec = Codec::new(ids, None);
+        for (id, json) in others {
+            codec.learn(*id, json);
+        }
+        codec
+    }
+
+    /// Asks the registry whether our schemas are compatible with what it has, registers those it
+    /// lacks, and loads all of them. Blocks the calling thread; from asynchronous code use
+    /// [`Codec::connect_async`].
+    ///
+    /// # Errors
+    /// See [`RegistryError`]; an incompatible schema stops here, before anything has started.
+    pub fn connect(config: RegistryConfig, subjects: &[Subject]) -> Result<Codec, RegistryError> {
+        let (registry, ids) = Registry::connect(config, subjects)?;
+        Ok(Codec::new(ids, Some(registry)))
+    }
+
+    /// [`Codec::connect`] for asynchronous callers.
+    pub async fn connect_async(
+        config: RegistryConfig,
+        subjects: &[Subject],
+    ) -> Result<Codec, RegistryError> {
+        let (registry, ids) = Registry::connect_async(config, subjects).await?;
+        Ok(Codec::new(ids, Some(registry)))
+    }
+
+    fn new(own_ids: BTreeMap<(Kind, u8), u32>, registry: Option<Registry>) -> Codec {
+        let codec = Codec {
+            writers: Slots::default(),
+            growth: Mutex::default(),
+            tick_ids: [1, 2].map(|version| own_ids.get(&(Kind::Tick, version)).copied()),
+            own: OwnSchemas {
+                bar: own_schema(Kind::Bar),
+                metrics: own_schema(Kind::Metrics),
+                ledger: own_schema(Kind::Ledger),
+            },
+            registry,
+            own_ids: own_ids.clone(),
+        };
+        // Newest tick first: it is what a lookup meets nearly always.
+        let mut order: Vec<_> = own_ids.into_iter().collect();
+        order.sort_by_key(|((kind, version), _)| (*kind, std::cmp::Reverse(*version)));
+        for ((kind, version), id) in order {
+            codec.learn(id, kind.versions()[usize::from(version) - 1]);
+        }
+        codec
+    }
+
+    fn learn(&self, id: u32, json: &str) {
+        let writer = Writer::new(id, json);
+        let mut unknown = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
+        unknown.remove(&id);
+        if self.writers.find(id).is_none() {
+            self.writers.insert(Slot { id, writer });
+        }
+    }
+
+    /// The registry's id of our own schema.
+    pub fn own_id(&self, kind: Kind, version: u8) -> Option<u32> {
+        self.own_ids.get(&(kind, version)).copied()
+    }
+
+    /// Whether decoding a record with this schema id needs no further question to the registry:
+    /// the schema is loaded, or is known not to exist. Takes no lock for a loaded schema.
+    #[inline]
+    pub fn knows(&self, id: u32) -> bool {
+        self.writers.find(id).is_some() || self.known_unknown(id)
+    }
+
+    #[cold]
+    fn known_unknown(&self, id: u32) -> bool {
+        self.growth
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&id)
+    }
+
+    /// Asks the registry for a schema id, unless it was asked before. Blocks.
+    ///
+    /// # Errors
+    /// [`Unreachable`] if the registry gave no answer that settles it: wait and ask again, and
+    /// never dead-letter the record for it.
+    pub fn resolve(&self, id: u32) -> Result<Resolved, Unreachable> {
+        if self.writers.find(id).is_some() {
+            return Ok(Resolved::Known);
+        }
+        if self.known_unknown(id) {
+            return Ok(Resolved::Unknown);
+        }
+        let fetched = match &self.registry {
+            Some(registry) => registry.fetch(id)?,
+            None => Fetched::Unknown,
+        };
+        match fetched {
+            Fetched::Schema(json) => {
+                self.learn(id, &json);
+                Ok(Resolved::Known)
+            }
+            Fetched::Unknown => {
+                let mut unknown = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
+                if unknown.len() >= MAX_UNKNOWN {
+                    unknown.clear();
+                }
+                unknown.insert(id);
+                Ok(Resolved::Unknown)
+            }
+        }
+    }
+
+    /// Decodes a trade of any readable schema, v1 and v2 mixed as they come.
+    ///
+    /// # Errors
+    /// See [`DecodeError`]; the record belongs in the dead-letter topic.
+    #[inline]
+    pub fn decode_tick<'a>(&self, value: &'a [u8]) -> Result<Tick<'a>, DecodeError> {
+        let (writer, datum) = self.writer(value, Kind::Tick)?;
+        match writer.form {
+            Form::TickV2 => tick::decode_v2(datum, writer.id),
+            Form::TickV1 => tick::decode_v1(datum, writer.id),
+            Form::ByName => tick::decode_by_name(datum, writer),
+        }
+    }
+
+    /// Decodes a bar.
+    pub fn decode_bar<'a>(&self, value: &'a [u8]) -> Result<Bar<'a>, DecodeError> {
+        let (writer, datum) = self.writer(value, Kind::Bar)?;
+        by_name(datum, writer)
+    }
+
+    /// Decodes a metrics record.
+    pub fn decode_metrics<'a>(&self, value: &'a [u8]) -> Result<Metrics<'a>, DecodeError> {
+        let (writer, datum) = self.writer(value, Kind::Metrics)?;
+        by_name(datum, writer)
+    }
+
+    /// Decodes a ledger entry.
+    pub fn decode_ledger(&self, value: &[u8]) -> Result<LedgerEntry, DecodeError> {
+        let (writer, datum) = self.writer(value, Kind::Ledger)?;
+        by_name(datum, writer)
+    }
+
+    #[inline]
+    fn writer<'a>(&self, value: &'a [u8], kind: Kind) -> Result<(&Writer, &'a [u8]), DecodeError> {
+        let id = schema_id(value).ok_or(DecodeError::NotFramed)?;
+        let slot = self
+            .writers
+            .find(id)
+            .ok_or(DecodeError::UnknownSchema { id })?;
+        match &slot.writer {
+            Ok(writer) if writer.kind == kind => Ok((writer, &value[HEADER..])),
+            Ok(writer) => Err(DecodeError::WrongSchema {
+                id,
+                why: format!("it describes a {:?}, not a {kind:?}", writer.kind),
+            }),
+            Err(Unreadable(why)) => Err(DecodeError::WrongSchema {
+                id,
+                why: why.clone(),
+            }),
+        }
+    }
+
+    /// Appends a framed trade in schema version 1 (the options are left out) or 2.
+    ///
+    /// # Errors
+    /// See [`EncodeError`]; nothing is appended then.
+    #[inline]
+    pub fn encode_tick(
+        &self,
+        tick: &Tick<'_>,
+        version: u8,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        let id = match version {
+            1 => self.tick_ids[0],
+            2 => self.tick_ids[1],
+            _ => None,
+        };
+        let id = id.ok_or(EncodeError::NotRegistered {
+            kind: Kind::Tick,
+            version,
+        })?;
+        for (field, value) in [("price", tick.price), ("quantity", tick.quantity)] {
+            if !value.in_range() {
+                return Err(EncodeError::Value(format!("{field} exceeds 38 digits")));
+            }
+        }
+        tick::encode(tick, version, id, out);
+        Ok(())
+    }
+
+    /// Appends a framed bar.
+    pub fn encode_bar(&self, bar: &Bar<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        self.encode(bar, Kind::Bar, &self.own.bar, out)
+    }
+
+    /// Appends a framed metrics record.
+    pub fn encode_metrics(
+        &self,
+        metrics: &Metrics<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        self.encode(metrics, Kind::Metrics, &self.own.metrics, out)
+    }
+
+    /// Appends a framed ledger entry.
+    pub fn encode_ledger(&self, entry: &LedgerEntry, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        self.encode(entry, Kind::Ledger, &self.own.ledger, out)
+    }
+
+    fn encode<T: Serialize>(
+        &self,
+        value: &T,
+        kind: Kind,
+        schema: &serde_avro_fast::Schema,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        let version = kind.versions().len() as u8;
+        let id = self
+            .own_id(kind, version)
+            .ok_or(EncodeError::NotRegistered { kind, version })?;
+        let start = out.len();
+        put_header(id, out);
+        let mut config = serde_avro_fast::ser::SerializerConfig::new(schema);
+        match serde_avro_fast::to_datum(value, &mut *out, &mut config) {
+            Ok(_) => Ok(()),
+            Err(e) => {
+                out.truncate(start);
+                Err(EncodeError::Value(e.to_string()))
+            }
+        }
+    }
+}
+
+#[inline]
+fn put_header(id: u32, out: &mut Vec<u8>) {
+    out.push(0);
+    out.extend_from_slice(&id.to_be_bytes());
+}
+
+/// Decodes by field name, as the writer's schema lays them out.
+fn by_name<'a, T: Deserialize<'a>>(datum: &'a [u8], writer: &Writer) -> Result<T, DecodeError> {
+    let malformed = |why: String| DecodeError::Malformed { id: writer.id, why };
+    let mut config = serde_avro_fast::de::DeserializerConfig::new(&writer.schema);
+    // No honest sequence has more elements than the datum has bytes: bounds the time that an
+    // invented element count of zero-byte elements can cost.
+    config.max_seq_size = datum.len();
+    let reader = serde_avro_fast::de::read::SliceRead::new(datum);
+    let mut state = serde_avro_fast::de::DeserializerState::with_config(reader, config);
+    let value = T::deserialize(state.deserializer()).map_err(|e| malformed(e.to_string()))?;
+    let mut rest = state.into_reader();
+    match std::io::BufRead::fill_buf(&mut rest) {
+        Ok([]) => Ok(value),
+        _ => Err(malformed("bytes after its end".to_owned())),
+    }
+}
+
+fn own_schema(kind: Kind) -> serde_avro_fast::Schema {
+    serde_json::from_str(kind.newest())
+        .ok()
+        .and_then(|json| strip_logical_types(json).to_string().parse().ok())
+        // The text is embedded, and a unit test parses each of them this way.
+        .expect("embedded schema")
+}
+
+fn dec8(bytes: &[u8], field: &'static str, id: u32) -> Result<Dec8, DecodeError> {
+    match from_be_bytes(bytes) {
+        Ok(value) => Ok(Dec8(value)),
+        Err(DecimalError::Overflow) => Err(DecodeError::Overflow { field }),
+        Err(_) => Err(DecodeError::Malformed {
+            id,
+            why: format!("{field} has no bytes"),
+        }),
+    }
+}
+
+#[inline]
+fn put_decimal(value: Dec8, out: &mut Vec<u8>) {
+    let (bytes, start) = to_be_bytes(value.0);
+    out.push(((bytes.len() - start) as u8) << 1);
+    out.extend_from_slice(&bytes[start..]);
+}

@@ -1,0 +1,268 @@
+//! The record types, as Rust sees them. Texts are borrowed from the Kafka bytes they came in.
+//!
+//! All instants are microseconds since 1970 UTC, all dates days since 1970-01-01. The serde
+//! derives describe the Avro form and are meant for the codec alone.
+
+use serde::{Deserialize, Serialize};
+
+use crate::decimal::{Dec8, Dec16};
+use crate::wire;
+
+/// One trade, or one aggregate trade. Version 1 of the schema leaves the options `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tick<'a> {
+    /// Where it was observed (`binance`, `binance.agg`, …); ids are unique per source and symbol.
+    pub source: &'a str,
+    pub symbol: &'a str,
+    /// The source's own id.
+    pub trade_id: i64,
+    pub price: Dec8,
+    pub quantity: Dec8,
+    /// When the trade was made, µs.
+    pub trade_time: i64,
+    /// When the source sent it, µs.
+    pub event_time: Option<i64>,
+    /// True if the buyer was the maker (the taker sold).
+    pub buyer_maker: Option<bool>,
+    /// When it was received, µs by the receiver's clock.
+    pub ingest_time: Option<i64>,
+    /// An aggregate trade stands for the single trades `first_trade_id ..= last_trade_id`.
+    pub first_trade_id: Option<i64>,
+    pub last_trade_id: Option<i64>,
+}
+
+impl Tick<'_> {
+    /// How many single trades this record stands for: 1, or last − first + 1 of an aggregate
+    /// trade. Saturates; validation rejects what is not positive.
+    #[inline]
+    pub fn trades(&self) -> i64 {
+        match (self.first_trade_id, self.last_trade_id) {
+            (Some(first), Some(last)) => last.saturating_sub(first).saturating_add(1),
+            _ => 1,
+        }
+    }
+
+    /// Appends the Kafka key `source:symbol`.
+    pub fn key(&self, out: &mut Vec<u8>) {
+        crate::keys::input(self.source, self.symbol, out);
+    }
+}
+
+/// How far a bar has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Stream time has not passed the end yet.
+    Forming,
+    /// A forming bar that became a table version.
+    Checkpoint,
+    /// Stream time has passed the end.
+    Closed,
+}
+
+/// What a bar was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    Trades,
+    Vendor,
+}
+
+/// Whether the prices of a bar hold later splits already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    AsQuoted,
+    SplitAdjusted,
+}
+
+macro_rules! symbols {
+    ($name:ident { $($variant:ident => $symbol:literal),+ }) => {
+        impl $name {
+            /// The symbol used in Avro and in the tables.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $symbol),+ }
+            }
+
+            /// From the symbol used in Avro and in the tables.
+            pub fn from_symbol(symbol: &str) -> Option<Self> {
+                match symbol { $($symbol => Some($name::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+symbols!(Stage { Forming => "forming", Checkpoint => "checkpoint", Closed => "closed" });
+symbols!(Origin { Trades => "trades", Vendor => "vendor" });
+symbols!(Basis { AsQuoted => "as_quoted", SplitAdjusted => "split_adjusted" });
+
+/// One version of one OHLCV bar. Natural key: source, symbol, bar_interval, bar_start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bar<'a> {
+    pub source: &'a str,
+    pub symbol: &'a str,
+    /// `1m`, `5m`, `1h`, `1d` …
+    pub bar_interval: &'a str,
+    /// Inclusive, µs.
+    pub bar_start: i64,
+    /// Exclusive, µs.
+    pub bar_end: i64,
+    /// Date in the bar's calendar, days since 1970.
+    pub trade_date: i32,
+    /// UUIDv5 of the natural key ([`crate::keys::bar_id`]).
+    #[serde(with = "wire::uuid_text")]
+    pub tick_id: [u8; 16],
+    #[serde(with = "wire::dec8")]
+    pub open: Dec8,
+    #[serde(with = "wire::dec8")]
+    pub high: Dec8,
+    #[serde(with = "wire::dec8")]
+    pub low: Dec8,
+    #[serde(with = "wire::dec8")]
+    pub close: Dec8,
+    #[serde(with = "wire::dec8")]
+    pub volume: Dec8,
+    /// Exact sum of price × quantity.
+    #[serde(with = "wire::dec16")]
+    pub quote_volume: Dec16,
+    /// Single trades.
+    pub trade_count: i64,
+    #[serde(with = "wire::dec8")]
+    pub taker_buy_base: Dec8,
+    #[serde(with = "wire::dec16")]
+    pub taker_buy_quote: Dec16,
+    /// quote_volume / volume, half to even.
+    #[serde(with = "wire::dec8")]
+    pub vwap: Dec8,
+    pub first_trade_time: i64,
+    pub first_trade_id: i64,
+    pub last_trade_time: i64,
+    pub last_trade_id: i64,
+    pub stage: Stage,
+    /// 0 for the first emitted version, one more per correction.
+    pub revision: i32,
+    pub origin: Origin,
+    pub basis: Basis,
+    /// Date at which split-adjusted prices were fetched.
+    #[serde(default)]
+    pub basis_at: Option<i32>,
+    pub retracted: bool,
+    /// Number of the task's commit that wrote this version.
+    pub commit: i64,
+    /// Input positions that this version reflects, exclusive.
+    pub ticks_offset: i64,
+    pub bars_offset: i64,
+    /// System time of the commit, µs.
+    pub sys_from: i64,
+    /// `sys_from` of the version this one replaces; `None` for the first.
+    #[serde(default)]
+    pub prev_sys_from: Option<i64>,
+}
+
+/// Statistics over the last `n` daily returns.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WindowMetrics {
+    /// Length in daily returns.
+    pub n: i32,
+    /// close(t) / close(t−n) − 1.
+    #[serde(default)]
+    pub ret: Option<f64>,
+    /// Annualised sample standard deviation of the daily returns.
+    #[serde(default)]
+    pub volatility: Option<f64>,
+    /// `None` too where the standard deviation is zero.
+    #[serde(default)]
+    pub sharpe: Option<f64>,
+}
+
+/// One version of the daily metrics of an instrument. Natural key: source, symbol, trade_date.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metrics<'a> {
+    #[serde(borrow)]
+    pub source: &'a str,
+    #[serde(borrow)]
+    pub symbol: &'a str,
+    /// Days since 1970.
+    pub trade_date: i32,
+    /// UUIDv5 of the natural key ([`crate::keys::metrics_id`]).
+    #[serde(with = "wire::uuid_text")]
+    pub metric_id: [u8; 16],
+    #[serde(with = "wire::dec8")]
+    pub close: Dec8,
+    /// Daily closes known up to this date.
+    pub observations: i64,
+    #[serde(default)]
+    pub return_1: Option<f64>,
+    pub windows: Vec<WindowMetrics>,
+    /// Trading days in a year: 365 crypto, 252 equities.
+    pub periods: i32,
+    /// Annual rate.
+    pub risk_free: f64,
+    /// End of the day's bar, µs.
+    pub valid_from: i64,
+    pub revision: i32,
+    pub retracted: bool,
+    pub commit: i64,
+    pub ticks_offset: i64,
+    pub bars_offset: i64,
+    /// System time of the commit, µs.
+    pub sys_from: i64,
+    #[serde(default)]
+    pub prev_sys_from: Option<i64>,
+}
+
+/// What a commit took from one input topic: positions `[start, end)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputRange {
+    pub topic: String,
+    pub start: i64,
+    pub end: i64,
+    pub records: i64,
+    /// Sum mod 2^128 of [`crate::hash128`].
+    #[serde(with = "wire::hash")]
+    pub hash: u128,
+    pub accepted: i64,
+    pub duplicates: i64,
+    pub rejected: i64,
+    /// Positions without a record: transaction markers, compaction.
+    pub skipped: i64,
+}
+
+/// What a commit wrote to one output topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputCount {
+    pub topic: String,
+    pub count: i64,
+    /// Sum mod 2^128 of [`crate::hash128`].
+    #[serde(with = "wire::hash")]
+    pub hash: u128,
+}
+
+/// One commit of one task, in the same transaction as what it describes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerEntry {
+    pub app_id: String,
+    /// The partition the task owns.
+    pub task: i32,
+    /// 1, 2, 3 … without a gap.
+    pub commit: i64,
+    /// µs; later than that of any earlier entry of the task.
+    pub system_time: i64,
+    /// Stream time in µs by source, in order of source.
+    #[serde(with = "wire::stream_times")]
+    pub stream_times: Vec<(String, i64)>,
+    pub inputs: Vec<InputRange>,
+    pub outputs: Vec<OutputCount>,
+    pub corrections: i64,
+    /// Running totals by name.
+    #[serde(with = "wire::totals")]
+    pub totals: Vec<(String, i64)>,
+    /// Writer schemas met in the inputs.
+    pub schema_ids: Vec<i32>,
+    /// Hash of the previous entry of this task, 0 for the first.
+    #[serde(with = "wire::hash")]
+    pub prev_hash: u128,
+    /// Written by a graceful stop.
+    pub last: bool,
+    pub heartbeat: bool,
+}
