@@ -1,0 +1,340 @@
+//! Arguments of the commands.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    finlake demo                       20 seconds, then the results\n  \
+    finlake demo --trades 1000000      as fast as it goes\n  \
+    finlake demo --data /tmp/lake      keep the lakehouse there\n\n\
+    The tables stay in the data folder: ask them afterwards with `finlake query`.")]
+pub struct DemoArgs {
+    /// Trades to make up
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub trades: u64,
+
+    /// Symbols to make up
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub symbols: u32,
+
+    /// Trades per second [default: as fast as it goes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub rate: Option<u32>,
+
+    /// Seed of the made-up trades: the same seed makes the same trades
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+
+    /// Take the trades from these files instead (see `finlake ingest file --help`)
+    #[arg(long = "file", value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// Keep running after the trades are through, until Ctrl-C
+    #[arg(long)]
+    pub stay: bool,
+}
+
+/// A role of `finlake run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Role {
+    /// Trades in; bars, metrics and ledger out
+    Stream,
+    /// Ledger in; Iceberg tables out
+    Sink,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    finlake run --data /var/lib/finlake                   both roles in one process\n  \
+    finlake run --roles stream --set kafka.instance_id=2  a second stream instance\n  \
+    finlake run --roles sink --config /etc/finlake.toml\n\n\
+    SIGTERM or Ctrl-C commits what is open and stops. The instance's partitions wait for its\n\
+    return until stream.session_timeout_ms is over; --leave hands them on at once.")]
+pub struct RunArgs {
+    /// Roles of this process, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "stream,sink")]
+    pub roles: Vec<Role>,
+
+    /// Leave the group when stopping, so that others take over at once (scaling down)
+    #[arg(long)]
+    pub leave: bool,
+
+    /// Stop when everything that was in the input at the start has been processed
+    #[arg(long)]
+    pub until_caught_up: bool,
+
+    /// Do not create missing topics
+    #[arg(long)]
+    pub no_create_topics: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum IngestCommand {
+    /// Trades from files: CSV, JSON lines or recorded WebSocket messages, also .gz
+    File(IngestFileArgs),
+}
+
+/// How a file of trades is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TradeFormat {
+    /// By name and first line
+    Auto,
+    /// Comma-separated with a header, or in the exchange's archive format
+    Csv,
+    /// One message of the exchange's WebSocket per line
+    Jsonl,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    finlake ingest file trades.csv.gz --source binance --symbol BTCUSDT\n  \
+    finlake ingest file capture-*.jsonl --rate 5000\n\n\
+    Bringing a file in twice does no harm: trades are known by source, symbol and trade id.")]
+pub struct IngestFileArgs {
+    /// Files, read in this order
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// How the files are written
+    #[arg(long, value_enum, default_value = "auto")]
+    pub format: TradeFormat,
+
+    /// Source of the trades, part of their identity, such as binance; aggregate trades are a
+    /// source of their own (binance.agg) [default: from the file]
+    #[arg(long)]
+    pub source: Option<String>,
+
+    /// Symbol, where the file does not say it
+    #[arg(long)]
+    pub symbol: Option<String>,
+
+    /// Trades per second [default: as fast as it goes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub rate: Option<u32>,
+
+    /// Stop after this many trades
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Tables: bronze.market_ticks, silver.market_ohlcv, gold.market_metrics.\n\
+    Without an as-of option all versions are rows; is_current marks the newest ones.\n\n\
+    Examples:\n  \
+    finlake query \"SELECT symbol, bar_start, close FROM silver.market_ohlcv\n      \
+    WHERE bar_interval = '1h' AND is_current ORDER BY 2 DESC LIMIT 10\"\n  \
+    finlake query --as-of-system 2026-11-22T12:00:00Z \"SELECT …\"   what was known at noon\n  \
+    finlake query --as-of-valid 2026-11-21 \"SELECT …\"              bars that had ended by then\n\n\
+    Within one statement:\n  \
+    as_of_system('silver.market_ohlcv', '2026-11-22T12:00:00Z')\n  \
+    as_of_valid('silver.market_ohlcv', '2026-11-21')\n  \
+    as_of('silver.market_ohlcv', valid, system [, running => true])\n  \
+    open_end()    the end of what is still open; a TIMESTAMP '9999-12-31' literal overflows\n\n\
+    An answer is final up to the stable frontier, which is printed with it."
+)]
+pub struct QueryArgs {
+    /// The statement; - reads it from stdin
+    pub sql: String,
+
+    /// What the tables knew at this instant (system time)
+    #[arg(long, value_name = "TIME", value_parser = crate::output::parse_instant)]
+    pub as_of_system: Option<i64>,
+
+    /// What held at this instant (valid time); bars that had not ended by then are left out
+    #[arg(long, value_name = "TIME", value_parser = crate::output::parse_instant)]
+    pub as_of_valid: Option<i64>,
+
+    /// With --as-of-valid: running bars too
+    #[arg(long, requires = "as_of_valid")]
+    pub running: bool,
+
+    /// Refuse an answer that is not final (exit code 2)
+    #[arg(long)]
+    pub stable: bool,
+
+    /// Show the plan instead of running it
+    #[arg(long)]
+    pub explain: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  \
+    finlake tables                                  one line per table\n  \
+    finlake tables snapshots silver.market_ohlcv\n  \
+    finlake tables offsets                          positions per Kafka partition\n  \
+    finlake tables files -o json"
+)]
+pub struct TablesArgs {
+    #[command(subcommand)]
+    pub command: Option<TablesCommand>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum TablesCommand {
+    /// Snapshots, newest first, with what each took
+    Snapshots {
+        /// One table only
+        table: Option<String>,
+        /// Most snapshots shown per table
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Per Kafka partition: last commit, input position, stable frontier
+    Offsets {
+        /// One table only
+        table: Option<String>,
+    },
+    /// Live files by kind: count, rows, bytes
+    Files {
+        /// One table only
+        table: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DlqCommand {
+    /// Rejected records, newest first, and how many there are of each class
+    #[command(
+        after_help = "Examples:\n  finlake dlq list\n  finlake dlq list --class invalid --limit 100"
+    )]
+    List(DlqListArgs),
+    /// One rejected record: headers, and its value decoded or in hex
+    #[command(
+        after_help = "Example:\n  finlake dlq show 0:17        partition 0, offset 17 of market.ticks.dlq"
+    )]
+    Show(DlqShowArgs),
+    /// Send rejected records to their topic again, once their cause is gone
+    #[command(after_help = "Examples:\n  \
+        finlake dlq redrive --class unknown_schema --dry-run\n  \
+        finlake dlq redrive --class unknown_schema\n  \
+        finlake dlq redrive --partition 2 --from 100 --to 120\n\n\
+        No record is sent twice: how far a partition was redriven is kept in the consumer group\n\
+        <application>-dlq-redrive, and a redriven record bears the header finlake.redrive. With\n\
+        --partition and --from, records from before that position can be sent again.\n\
+        too_late records are refused: the trade counts in the other intervals already, and\n\
+        would be a duplicate. Their remedy is a replay.")]
+    Redrive(DlqRedriveArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DlqListArgs {
+    /// Only this class, such as malformed, invalid, too_late
+    #[arg(long)]
+    pub class: Option<String>,
+    /// Only this partition
+    #[arg(long)]
+    pub partition: Option<i32>,
+    /// Most records shown; all are counted
+    #[arg(long, default_value_t = 50)]
+    pub limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct DlqShowArgs {
+    /// PARTITION:OFFSET in market.ticks.dlq, as `dlq list` prints it
+    #[arg(value_name = "PARTITION:OFFSET", value_parser = partition_offset)]
+    pub at: (i32, i64),
+}
+
+#[derive(Debug, Args)]
+pub struct DlqRedriveArgs {
+    /// Only this class [default: all but too_late]
+    #[arg(long)]
+    pub class: Option<String>,
+    /// Only this partition
+    #[arg(long)]
+    pub partition: Option<i32>,
+    /// First offset; may lie before what was redriven already
+    #[arg(long, requires = "partition", value_name = "OFFSET")]
+    pub from: Option<i64>,
+    /// Last offset
+    #[arg(long, requires = "partition", value_name = "OFFSET")]
+    pub to: Option<i64>,
+    /// Say what would be sent, send nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn partition_offset(text: &str) -> Result<(i32, i64), String> {
+    text.split_once(':')
+        .and_then(|(p, o)| Some((p.parse().ok()?, o.parse().ok()?)))
+        .filter(|(p, o): &(i32, i64)| *p >= 0 && *o >= 0)
+        .ok_or_else(|| "write it as PARTITION:OFFSET, such as 0:17".into())
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TopicsCommand {
+    /// Create what is missing, compare what is there
+    #[command(after_help = "Examples:\n  \
+        finlake topics create --dry-run\n  \
+        finlake topics create --set kafka.partitions=8\n\n\
+        Existing topics are never changed; what differs is listed, and the exit code is 1.")]
+    Create {
+        /// Only say what is missing and what differs
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SchemasCommand {
+    /// Register this version's schemas (asks for compatibility first)
+    Register,
+    /// Compare this version's schemas with the registry; changes nothing
+    Check,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TopologyCommand {
+    /// Sources, processors, stores and sinks
+    #[command(after_help = "Example:\n  finlake topology describe --mermaid > topology.mmd")]
+    Describe {
+        /// As a Mermaid diagram
+        #[arg(long)]
+        mermaid: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    finlake devkafka                     127.0.0.1:9092 and 127.0.0.1:8081, kept in the data folder\n  \
+    finlake devkafka --memory --listen 127.0.0.1:0\n\n\
+    For development and tests. There is no replication and no access control: use Apache Kafka\n\
+    for anything that matters.")]
+pub struct DevkafkaArgs {
+    /// Where the broker listens; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9092")]
+    pub listen: SocketAddr,
+
+    /// Where the schema registry listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8081")]
+    pub registry: SocketAddr,
+
+    /// Address that clients are told, where it is not the one listened on
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+
+    /// Keep everything in memory; it is gone at the end
+    #[arg(long)]
+    pub memory: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    finlake config                                   values in effect, and where each is from\n  \
+    finlake config --example > finlake.toml          every key with its meaning\n  \
+    FINLAKE_STREAM_THREADS=2 finlake config")]
+pub struct ConfigArgs {
+    /// Print a complete, documented configuration file
+    #[arg(long)]
+    pub example: bool,
+    /// Only check; print nothing if all is well
+    #[arg(long, conflicts_with = "example")]
+    pub check: bool,
+}

@@ -1,0 +1,126 @@
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+fn parse(args: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once("finlake").chain(args.split_whitespace()))
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+/// Every command a user can run, with its path.
+fn leaves<'a>(command: &'a clap::Command, path: &str, into: &mut Vec<(String, &'a clap::Command)>) {
+    for sub in command.get_subcommands() {
+        let path = format!("{path} {}", sub.get_name());
+        if sub.get_subcommands().next().is_none() {
+            into.push((path.clone(), sub));
+        }
+        leaves(sub, &path, into);
+    }
+}
+
+#[test]
+fn every_command_and_every_argument_says_what_it_does() {
+    let mut command = Cli::command();
+    command.build();
+    let mut all = Vec::new();
+    leaves(&command, "finlake", &mut all);
+    assert!(all.len() > 15);
+    for (path, sub) in all {
+        assert!(sub.get_about().is_some(), "{path}");
+        for arg in sub.get_arguments() {
+            assert!(arg.get_help().is_some(), "{path} {}", arg.get_id());
+        }
+    }
+}
+
+#[test]
+fn docs_name_every_command() {
+    let doc = include_str!("../../docs/cli.md");
+    let mut all = Vec::new();
+    let mut command = Cli::command();
+    command.build();
+    leaves(&command, "finlake", &mut all);
+    for (path, _) in all {
+        assert!(
+            doc.contains(&format!("`{path}")),
+            "docs/cli.md does not name `{path}`"
+        );
+    }
+}
+
+#[test]
+fn options_of_every_command_may_stand_anywhere() {
+    for args in ["--data d tables -o json", "tables --data d --output json"] {
+        let cli = parse(args).unwrap();
+        assert_eq!(cli.global.data.as_deref(), Some(std::path::Path::new("d")));
+        assert_eq!(cli.global.format(), Format::Json);
+    }
+}
+
+#[test]
+fn flags_that_stand_for_keys_become_overrides() {
+    let cli = parse("run --bootstrap h:1 --set stream.threads=2").unwrap();
+    let overrides = cli.global.inputs().overrides;
+    assert_eq!(overrides[0].0, "stream.threads");
+    assert_eq!(
+        overrides[1],
+        (
+            "kafka.bootstrap_servers".into(),
+            "h:1".into(),
+            "--bootstrap".into()
+        )
+    );
+    assert!(parse("run --set threads").is_err());
+}
+
+#[test]
+fn as_of_times_are_instants() {
+    let cli =
+        parse("query q --as-of-system 1970-01-02 --as-of-valid 1970-01-01T00:00:01Z").unwrap();
+    let Command::Query(args) = cli.command else {
+        panic!("{cli:?}")
+    };
+    assert_eq!(args.as_of_system, Some(86_400_000_000));
+    assert_eq!(args.as_of_valid, Some(1_000_000));
+    let wrong = parse("query q --as-of-system soon")
+        .unwrap_err()
+        .to_string();
+    assert!(wrong.contains("2026-11-22T12:00:00Z"), "{wrong}");
+    assert!(
+        parse("query q --running").is_err(),
+        "running bars without a valid time mean nothing"
+    );
+}
+
+#[test]
+fn roles_default_to_both() {
+    let Command::Run(args) = parse("run").unwrap().command else {
+        panic!()
+    };
+    assert_eq!(args.roles, [Role::Stream, Role::Sink]);
+    let Command::Run(args) = parse("run --roles sink").unwrap().command else {
+        panic!()
+    };
+    assert_eq!(args.roles, [Role::Sink]);
+    assert!(parse("run --roles drain").is_err());
+}
+
+#[test]
+fn dead_letters_are_named_by_partition_and_offset() {
+    let Command::Dlq(DlqCommand::Show(args)) = parse("dlq show 2:17").unwrap().command else {
+        panic!()
+    };
+    assert_eq!(args.at, (2, 17));
+    for bad in [
+        "dlq show 2",
+        "dlq show -1:2",
+        "dlq show a:b",
+        "dlq redrive --from 3",
+    ] {
+        assert!(parse(bad).is_err(), "{bad}");
+    }
+}

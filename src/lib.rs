@@ -1,0 +1,7 @@
+//! FinLake: a Kafka topic of market trades becomes a bi-temporal Iceberg lakehouse, exactly once,
+//! and provably so. This crate is the application: command line, configuration, roles; the
+//! engine and the domain are the workspace's other crates.
+
+pub mod cli;
+pub mod config;
+pub mod output;
