@@ -88,6 +88,8 @@ pub(crate) struct Core {
     pub state: TaskState,
     pub access: Arc<[NodeAccess]>,
     pub dlq: Option<SinkId>,
+    /// Dead letters by class.
+    pub rejected: Vec<(String, i64)>,
     pub scratch: String,
 }
 
@@ -141,6 +143,10 @@ impl Core {
         ];
         self.push(dlq, record.key, record.value, &headers);
         self.scratch = text;
+        match self.rejected.iter_mut().find(|(c, _)| c == class) {
+            Some((_, n)) => *n += 1,
+            None => self.rejected.push((class.to_owned(), 1)),
+        }
         Ok(())
     }
 }

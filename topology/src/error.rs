@@ -17,6 +17,11 @@ pub enum Error {
     /// usable: destroy it, make a new one (which settles the outcome), catch up.
     #[error("{0}; making a new producer")]
     Renew(String),
+    /// As `Renew`, and the producer was fenced: by another process that bears
+    /// this one's id, or by the broker, which aborts on a timeout. Wait long
+    /// enough for the group to say which, before fencing back.
+    #[error("{0}; waiting to see whether another process bears this id")]
+    Fenced(String),
     /// A store cannot be used as it is: wipe it, restore it from its changelog.
     #[error("{0}; rebuilding the store from its changelog")]
     Rebuild(String),
@@ -37,6 +42,7 @@ impl Error {
             Error::Retry(m)
             | Error::Rejoin(m)
             | Error::Renew(m)
+            | Error::Fenced(m)
             | Error::Rebuild(m)
             | Error::Fatal(m) => m,
         }
@@ -48,6 +54,7 @@ impl Error {
             Error::Retry(m) => Error::Retry(format!("{what}: {m}")),
             Error::Rejoin(m) => Error::Rejoin(format!("{what}: {m}")),
             Error::Renew(m) => Error::Renew(format!("{what}: {m}")),
+            Error::Fenced(m) => Error::Fenced(format!("{what}: {m}")),
             Error::Rebuild(m) => Error::Rebuild(format!("{what}: {m}")),
             Error::Fatal(m) => Error::Fatal(format!("{what}: {m}")),
         }

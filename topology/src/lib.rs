@@ -10,28 +10,38 @@
 //! them meaning. Nothing here drops a record in silence: it is processed,
 //! dead-lettered, or the thread stops.
 
+pub mod broker;
 pub mod builder;
+mod catchup;
 pub mod context;
 mod describe;
 pub mod driver;
 pub mod error;
+pub mod gate;
 mod graph;
 pub mod inv;
+pub mod observer;
 pub mod output;
 pub mod processor;
 pub mod record;
+mod start;
 pub mod stats;
 pub mod task;
+pub mod thread;
 
+pub use broker::{Broker, Clock, Event, PollLimits, SystemClock};
 pub use builder::{MapMsg, NodeId, SinkId, SinkOptions, Topology, TopologyBuilder, TopologyError};
 pub use context::Context;
 pub use driver::{OutputRecord, TestDriver};
 pub use error::Error;
 pub use finlake_state as state;
+pub use gate::{Resolution, SchemaGate};
+pub use observer::Observer;
 pub use processor::{Domain, Failure, Forward, Processor};
 pub use record::{Record, RecordBatch, TopicIdx};
 pub use stats::{CommitStats, Counter, InputStats, OutputStats};
 pub use task::{Task, TaskConfig};
+pub use thread::{Control, Hooks, StreamThread, ThreadConfig};
 
 /// Microseconds of UTC since 1970, the engine's only unit of time.
 pub type Micros = i64;

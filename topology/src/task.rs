@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use finlake_state::{Checkpoint, StoreId, TaskState};
+use finlake_state::{Checkpoint, StateError, StoreId, TaskState};
 
 use crate::Micros;
 use crate::builder::{Decl, Topology};
@@ -132,6 +132,7 @@ impl<D: Domain> Task<D> {
                 state,
                 access: access.collect(),
                 dlq: shape.dlq,
+                rejected: Vec::new(),
                 scratch: String::new(),
             },
             graph: topology.instantiate(),
@@ -365,6 +366,16 @@ impl<D: Domain> Task<D> {
         topics.zip(self.core.inputs.iter().map(|i| i.position))
     }
 
+    /// Bytes of overlay and outputs that wait for the commit.
+    pub fn uncommitted_bytes(&self) -> usize {
+        self.core.outputs.bytes() + self.core.state.dirty_bytes()
+    }
+
+    /// Dead letters since the last commit, by class; forgets them.
+    pub fn take_rejected(&mut self) -> Vec<(String, i64)> {
+        std::mem::take(&mut self.core.rejected)
+    }
+
     /// Numbers of the commit last prepared.
     pub fn stats(&self) -> &CommitStats {
         &self.stats
@@ -399,7 +410,7 @@ impl<D: Domain> Task<D> {
         self.core
             .state
             .commit(&checkpoint)
-            .map_err(|e| Error::Retry(format!("task {}: store commit: {e}", self.core.task)))?;
+            .map_err(|e| self.store_failed(&e))?;
         self.core.commit += 1;
         self.clear_tallies();
         self.committed_at = Some(now);
@@ -426,6 +437,7 @@ impl<D: Domain> Task<D> {
         core.stopping = false;
         core.phase = Phase::Processing;
         core.counters.fill(0);
+        core.rejected.clear();
         for sink in &mut core.sinks {
             (sink.count, sink.hash) = (0, 0);
         }
@@ -435,6 +447,17 @@ impl<D: Domain> Task<D> {
                 position: input.position,
                 ..InputTally::default()
             };
+        }
+    }
+
+    /// A store that refused a commit: Kafka has it, so catching up gives it to
+    /// the store, unless the store needs a human or a rebuild.
+    fn store_failed(&self, e: &StateError) -> Error {
+        let why = format!("task {}: {e}", self.core.task);
+        match e {
+            e if e.is_rebuildable() => Error::Rebuild(why),
+            StateError::DiskFull { .. } | StateError::Format { .. } => Error::Fatal(why),
+            _ => Error::Retry(why),
         }
     }
 
