@@ -17,6 +17,8 @@ use crate::records::{Bar, LedgerEntry, Metrics, Tick};
 use crate::registry::{Fetched, Registry, RegistryConfig, RegistryError, Subject, Unreachable};
 use crate::schema::{Form, KINDS, Kind, Unreadable, Writer, strip_logical_types};
 
+#[cfg(test)]
+mod tests;
 mod tick;
 
 /// Bytes before the datum.

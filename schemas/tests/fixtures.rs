@@ -1,0 +1,283 @@
+//! Every version of every record that was ever written, frozen as bytes: they must decode to the
+//! same values for ever, and what we write today must be these bytes.
+//!
+//! A new schema version adds a file; `cargo test -p finlake-schemas --test fixtures -- --ignored`
+//! writes those that are missing and never touches one that is there.
+
+use std::path::PathBuf;
+
+use apache_avro::types::Value;
+use finlake_schemas::{
+    Bar, Basis, Codec, Dec8, Dec16, InputRange, Kind, LedgerEntry, Metrics, Origin, OutputCount,
+    Stage, Tick, WindowMetrics, keys,
+};
+
+const V1: Tick<'static> = Tick {
+    source: "binance",
+    symbol: "BTCUSDT",
+    trade_id: 3_735_683_259,
+    price: Dec8(6_183_763_000_000),
+    quantity: Dec8(2_000_000),
+    trade_time: 1_723_161_255_342_000,
+    event_time: None,
+    buyer_maker: None,
+    ingest_time: None,
+    first_trade_id: None,
+    last_trade_id: None,
+};
+
+const V2: Tick<'static> = Tick {
+    source: "binance.agg",
+    symbol: "SUSHIUSDT",
+    trade_id: 75_219_316,
+    price: Dec8(761_100_000),
+    quantity: Dec8(200_000_000),
+    trade_time: 1_626_992_742_289_739,
+    event_time: Some(1_626_992_742_300_000),
+    buyer_maker: Some(false),
+    ingest_time: Some(1_626_992_742_400_000),
+    first_trade_id: Some(150_000_001),
+    last_trade_id: Some(150_000_007),
+};
+
+fn bar() -> Bar<'static> {
+    Bar {
+        source: "binance",
+        symbol: "BTCUSDT",
+        bar_interval: "5m",
+        bar_start: 1_723_161_300_000_000,
+        bar_end: 1_723_161_600_000_000,
+        trade_date: 19_943,
+        tick_id: keys::bar_id("binance", "BTCUSDT", "5m", 1_723_161_300_000_000),
+        open: Dec8(6_183_764_000_000),
+        high: Dec8(6_186_251_000_000),
+        low: Dec8(6_169_000_000_001),
+        close: Dec8(-1),
+        volume: Dec8(12_345_678_901),
+        quote_volume: Dec16(7_634_000_000_000_000_000_000),
+        trade_count: 8_863,
+        taker_buy_base: Dec8(0),
+        taker_buy_quote: Dec16(-128),
+        vwap: Dec8(6_175_000_000_000),
+        first_trade_time: 1_723_161_300_010_000,
+        first_trade_id: 3_735_684_000,
+        last_trade_time: 1_723_161_599_990_000,
+        last_trade_id: 3_735_692_862,
+        stage: Stage::Closed,
+        revision: 2,
+        origin: Origin::Trades,
+        basis: Basis::AsQuoted,
+        basis_at: Some(19_944),
+        retracted: false,
+        commit: 77,
+        ticks_offset: 9_001,
+        bars_offset: 3,
+        sys_from: 1_723_161_601_000_000,
+        prev_sys_from: Some(1_723_161_600_500_000),
+    }
+}
+
+fn metrics() -> Metrics<'static> {
+    Metrics {
+        source: "binance",
+        symbol: "BTCUSDT",
+        trade_date: 19_943,
+        metric_id: keys::metrics_id("binance", "BTCUSDT", 19_943),
+        close: Dec8(6_185_000_000_000),
+        observations: 31,
+        return_1: Some(0.015_625),
+        windows: vec![
+            WindowMetrics {
+                n: 30,
+                ret: Some(-0.25),
+                volatility: Some(0.5),
+                sharpe: Some(-1.5),
+            },
+            WindowMetrics {
+                n: 90,
+                ret: None,
+                volatility: None,
+                sharpe: None,
+            },
+        ],
+        periods: 365,
+        risk_free: 0.03125,
+        valid_from: 1_723_161_600_000_000,
+        revision: 0,
+        retracted: true,
+        commit: 78,
+        ticks_offset: 9_002,
+        bars_offset: 3,
+        sys_from: 1_723_161_602_000_000,
+        prev_sys_from: None,
+    }
+}
+
+fn ledger() -> LedgerEntry {
+    LedgerEntry {
+        app_id: "finlake".to_owned(),
+        task: 3,
+        commit: 78,
+        system_time: 1_723_161_602_000_000,
+        stream_times: vec![
+            ("binance".to_owned(), 1_723_161_601_999_000),
+            ("kraken".to_owned(), -1),
+        ],
+        inputs: vec![
+            InputRange {
+                topic: "market.ticks".to_owned(),
+                start: 9_001,
+                end: 9_013,
+                records: 10,
+                hash: 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210,
+                accepted: 7,
+                duplicates: 2,
+                rejected: 1,
+                skipped: 2,
+            },
+            InputRange {
+                topic: "market.bars".to_owned(),
+                start: 3,
+                end: 3,
+                records: 0,
+                hash: 0,
+                accepted: 0,
+                duplicates: 0,
+                rejected: 0,
+                skipped: 0,
+            },
+        ],
+        outputs: vec![OutputCount {
+            topic: "market.ohlcv".to_owned(),
+            count: 4,
+            hash: u128::MAX,
+        }],
+        corrections: 1,
+        totals: vec![("records".to_owned(), 9_010)],
+        schema_ids: vec![1, 2],
+        prev_hash: 42,
+        last: true,
+        heartbeat: false,
+    }
+}
+
+fn encoded(name: &str) -> Vec<u8> {
+    let codec = Codec::offline();
+    let mut out = Vec::new();
+    match name {
+        "tick.v1" => codec.encode_tick(&V1, 1, &mut out),
+        "tick.v2" => codec.encode_tick(&V2, 2, &mut out),
+        "bar.v1" => codec.encode_bar(&bar(), &mut out),
+        "metrics.v1" => codec.encode_metrics(&metrics(), &mut out),
+        "ledger.v1" => codec.encode_ledger(&ledger(), &mut out),
+        other => panic!("no sample of {other}"),
+    }
+    .unwrap();
+    out
+}
+
+const NAMES: [&str; 5] = ["tick.v1", "tick.v2", "bar.v1", "metrics.v1", "ledger.v1"];
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/{name}.hex"))
+}
+
+fn frozen(name: &str) -> Vec<u8> {
+    let text = std::fs::read_to_string(path(name))
+        .unwrap_or_else(|e| panic!("{}: {e}", path(name).display()));
+    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
+    digits
+        .chunks(2)
+        .map(|pair| (pair[0] * 16 + pair[1]) as u8)
+        .collect()
+}
+
+#[test]
+fn frozen_bytes_decode_to_the_same_values() {
+    let codec = Codec::offline();
+    assert_eq!(codec.decode_tick(&frozen("tick.v1")), Ok(V1));
+    assert_eq!(codec.decode_tick(&frozen("tick.v2")), Ok(V2));
+    assert_eq!(codec.decode_bar(&frozen("bar.v1")), Ok(bar()));
+    assert_eq!(codec.decode_metrics(&frozen("metrics.v1")), Ok(metrics()));
+    assert_eq!(codec.decode_ledger(&frozen("ledger.v1")), Ok(ledger()));
+}
+
+#[test]
+fn todays_bytes_are_the_frozen_ones() {
+    for name in NAMES {
+        assert_eq!(encoded(name), frozen(name), "{name}");
+    }
+}
+
+/// The reference implementation of Avro, with logical types, reads what ours writes.
+#[test]
+fn the_reference_implementation_agrees() {
+    let read = |name: &str, schema: &str| -> Vec<(String, Value)> {
+        let bytes = frozen(name);
+        let schema = apache_avro::Schema::parse_str(schema).unwrap();
+        let mut datum = &bytes[5..];
+        let value = apache_avro::from_avro_datum(&schema, &mut datum, None).unwrap();
+        assert!(datum.is_empty(), "{name}: bytes are left");
+        match value {
+            Value::Record(fields) => fields,
+            other => panic!("{name}: {other:?}"),
+        }
+    };
+    let field = |fields: &[(String, Value)], name: &str| -> Value {
+        fields.iter().find(|(n, _)| n == name).unwrap().1.clone()
+    };
+    let unscaled = |value: Value| -> Vec<u8> {
+        match value {
+            Value::Decimal(decimal) => Vec::<u8>::try_from(decimal).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let big = |bytes: Vec<u8>| {
+        bytes
+            .iter()
+            .fold(if bytes[0] & 0x80 == 0 { 0i128 } else { -1 }, |v, b| {
+                (v << 8) | i128::from(*b)
+            })
+    };
+
+    let [v1, v2] = [Kind::Tick.versions()[0], Kind::Tick.versions()[1]];
+    let tick = read("tick.v1", v1);
+    assert_eq!(field(&tick, "symbol"), Value::String("BTCUSDT".to_owned()));
+    assert_eq!(big(unscaled(field(&tick, "price"))), V1.price.0);
+    assert_eq!(
+        field(&tick, "trade_time"),
+        Value::TimestampMicros(V1.trade_time)
+    );
+    let tick = read("tick.v2", v2);
+    assert_eq!(
+        field(&tick, "last_trade_id"),
+        Value::Union(1, Box::new(Value::Long(150_000_007)))
+    );
+
+    let fields = read("bar.v1", Kind::Bar.newest());
+    assert_eq!(big(unscaled(field(&fields, "close"))), -1);
+    assert_eq!(
+        big(unscaled(field(&fields, "quote_volume"))),
+        bar().quote_volume.0
+    );
+    assert_eq!(field(&fields, "stage"), Value::Enum(2, "closed".to_owned()));
+    assert_eq!(field(&fields, "trade_date"), Value::Date(19_943));
+    read("metrics.v1", Kind::Metrics.newest());
+    let fields = read("ledger.v1", Kind::Ledger.newest());
+    assert_eq!(
+        field(&fields, "prev_hash"),
+        Value::Fixed(16, 42u128.to_be_bytes().to_vec())
+    );
+}
+
+#[test]
+#[ignore = "writes the fixtures that are missing"]
+fn write_missing() {
+    for name in NAMES {
+        if path(name).exists() {
+            continue;
+        }
+        let hex: String = encoded(name).iter().map(|b| format!("{b:02x}")).collect();
+        std::fs::write(path(name), hex + "\n").unwrap();
+    }
+}
