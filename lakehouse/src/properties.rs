@@ -1,0 +1,289 @@
+//! Positions and identities as table properties: versioned text, with fixtures of every version.
+//!
+//! Pure. The properties are the sink's only authority; they are trusted only while
+//! `finlake.commit-snapshot-id`, written with them, is the current snapshot or is reached from it
+//! through `replace` snapshots (another engine compacted). Data flows: `plan.rs` decides on what
+//! is read here, `commit.rs` writes what is built here in the same metadata as the snapshot.
+
+use std::collections::{BTreeMap, HashMap};
+
+use iceberg::spec::{Operation, TableMetadata};
+
+use crate::error::{LakeError, Result};
+use crate::tables::Table;
+
+/// Version of the property set.
+pub const VERSION: &str = "1";
+/// Property: version of the property set.
+pub const P_VERSION: &str = "finlake.version";
+/// Property: the snapshot that was written together with the positions.
+pub const P_SNAPSHOT: &str = "finlake.commit-snapshot-id";
+/// Property: Kafka cluster id.
+pub const P_CLUSTER: &str = "finlake.kafka.cluster-id";
+/// Property prefix: topic id by topic name.
+pub const P_TOPIC: &str = "finlake.kafka.topic-id.";
+/// Property prefix: position by Kafka partition.
+pub const P_POSITION: &str = "finlake.position.";
+
+/// How far a table is, for one Kafka partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Position {
+    /// Number of the last task commit that is whole in the table; 0 = none yet.
+    pub commit: i64,
+    /// Input position (exclusive) after that commit; meaningless while `commit` is 0.
+    pub input_end: i64,
+    /// Stable frontier: system time (µs) up to which the table is whole for this partition.
+    pub frontier: i64,
+}
+
+impl Position {
+    /// Text form, version 1.
+    pub fn encode(&self) -> String {
+        format!(
+            "v1 commit={} input={} frontier={}",
+            self.commit, self.input_end, self.frontier
+        )
+    }
+
+    /// Reads any version ever written.
+    ///
+    /// # Errors
+    /// `Corrupt` with the text.
+    pub fn decode(text: &str) -> Result<Position> {
+        let bad = |why: &str| LakeError::corrupt(format!("position property {text:?}"), why);
+        let mut words = text.split(' ');
+        if words.next() != Some("v1") {
+            return Err(bad("unknown version"));
+        }
+        let mut number = |name: &str| -> Result<i64> {
+            words
+                .next()
+                .and_then(|w| w.strip_prefix(name))
+                .and_then(|w| w.strip_prefix('='))
+                .and_then(|w| w.parse().ok())
+                .ok_or_else(|| bad("field missing or not a number"))
+        };
+        Ok(Position {
+            commit: number("commit")?,
+            input_end: number("input")?,
+            frontier: number("frontier")?,
+        })
+    }
+}
+
+/// Kafka identities that a table is bound to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KafkaIds {
+    /// Cluster id as the broker names it.
+    pub cluster_id: String,
+    /// Topic ids by topic name.
+    pub topic_ids: BTreeMap<String, [u8; 16]>,
+}
+
+/// What the properties of one table say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Watermarks {
+    /// Position per Kafka partition.
+    pub positions: BTreeMap<i32, Position>,
+    /// Snapshot the positions were written with.
+    pub snapshot: Option<i64>,
+    /// Kafka cluster, if bound.
+    pub cluster_id: Option<String>,
+    /// Topic ids as UUID text.
+    pub topic_ids: BTreeMap<String, String>,
+}
+
+impl Watermarks {
+    /// Reads the properties of a table.
+    ///
+    /// # Errors
+    /// `Corrupt` for values this version does not know.
+    pub fn read(props: &HashMap<String, String>) -> Result<Watermarks> {
+        let mut out = Watermarks::default();
+        if let Some(v) = props.get(P_VERSION)
+            && v != VERSION
+        {
+            return Err(LakeError::corrupt(P_VERSION, format!("version {v}")));
+        }
+        for (key, value) in props {
+            if let Some(p) = key.strip_prefix(P_POSITION) {
+                let partition = p
+                    .parse()
+                    .map_err(|e| LakeError::corrupt(format!("property {key}"), e))?;
+                out.positions.insert(partition, Position::decode(value)?);
+            } else if let Some(topic) = key.strip_prefix(P_TOPIC) {
+                out.topic_ids.insert(topic.to_string(), value.clone());
+            }
+        }
+        out.cluster_id = props.get(P_CLUSTER).cloned();
+        out.snapshot = match props.get(P_SNAPSHOT) {
+            None => None,
+            Some(s) => Some(
+                s.parse()
+                    .map_err(|e| LakeError::corrupt(format!("property {P_SNAPSHOT}"), e))?,
+            ),
+        };
+        Ok(out)
+    }
+
+    /// The stable frontier of the table: the least over all partitions; `None` without partitions.
+    pub fn frontier(&self) -> Option<i64> {
+        self.positions.values().map(|p| p.frontier).min()
+    }
+}
+
+/// The properties a commit writes: moved positions and the snapshot they belong to.
+pub fn updates(positions: &BTreeMap<i32, Position>, snapshot: i64) -> HashMap<String, String> {
+    let mut out: HashMap<String, String> = positions
+        .iter()
+        .map(|(p, pos)| (format!("{P_POSITION}{p}"), pos.encode()))
+        .collect();
+    out.insert(P_SNAPSHOT.to_string(), snapshot.to_string());
+    out
+}
+
+/// The properties a new table starts with: partitions at commit 0, Kafka identities, and the
+/// settings other engines should honour.
+pub fn initial(partitions: i32, ids: &KafkaIds) -> HashMap<String, String> {
+    let mut out = HashMap::from([
+        (P_VERSION.to_string(), VERSION.to_string()),
+        ("write.format.default".into(), "parquet".into()),
+        ("write.parquet.compression-codec".into(), "zstd".into()),
+        ("write.metadata.previous-versions-max".into(), "20".into()),
+        (
+            "write.metadata.delete-after-commit.enabled".into(),
+            "true".into(),
+        ),
+        ("commit.manifest-merge.enabled".into(), "true".into()),
+    ]);
+    for p in 0..partitions {
+        out.insert(format!("{P_POSITION}{p}"), Position::default().encode());
+    }
+    out.extend(identities(ids));
+    out
+}
+
+/// Properties that bind a table to a Kafka cluster and its topics.
+pub fn identities(ids: &KafkaIds) -> HashMap<String, String> {
+    let mut out = HashMap::new();
+    if !ids.cluster_id.is_empty() {
+        out.insert(P_CLUSTER.to_string(), ids.cluster_id.clone());
+    }
+    for (topic, id) in &ids.topic_ids {
+        out.insert(
+            format!("{P_TOPIC}{topic}"),
+            uuid::Uuid::from_bytes(*id).to_string(),
+        );
+    }
+    out
+}
+
+/// Compares a table's Kafka identities with the running cluster's. Topics the table does not
+/// know are fine (they are added); a different id is not.
+///
+/// # Errors
+/// `KafkaChanged`, naming cluster or topic.
+pub fn check_identities(table: Table, marks: &Watermarks, ids: &KafkaIds) -> Result<()> {
+    if let Some(stored) = &marks.cluster_id
+        && !ids.cluster_id.is_empty()
+        && *stored != ids.cluster_id
+    {
+        return Err(LakeError::KafkaChanged {
+            table,
+            what: "cluster".into(),
+            stored: stored.clone(),
+            found: ids.cluster_id.clone(),
+        });
+    }
+    for (topic, id) in &ids.topic_ids {
+        let found = uuid::Uuid::from_bytes(*id).to_string();
+        if let Some(stored) = marks.topic_ids.get(topic)
+            && *stored != found
+        {
+            return Err(LakeError::KafkaChanged {
+                table,
+                what: format!("topic {topic}"),
+                stored: stored.clone(),
+                found,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Decides whether the properties may be trusted: the snapshot they were written with is current,
+/// or every snapshot since is a `replace` whose parent chain leads back to it.
+///
+/// # Errors
+/// `TableMoved` otherwise.
+pub fn check_authority(table: Table, metadata: &TableMetadata, marks: &Watermarks) -> Result<()> {
+    let Some(expected) = marks.snapshot else {
+        return Ok(()); // not initialised yet: nothing to trust
+    };
+    let moved = || LakeError::TableMoved {
+        table,
+        expected,
+        current: metadata.current_snapshot_id(),
+    };
+    let mut at = metadata.current_snapshot_id().ok_or_else(moved)?;
+    while at != expected {
+        let snapshot = metadata.snapshot_by_id(at).ok_or_else(moved)?;
+        if snapshot.summary().operation != Operation::Replace {
+            return Err(moved());
+        }
+        at = snapshot.parent_snapshot_id().ok_or_else(moved)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn position_fixtures_of_every_version() {
+        let v1 = Position {
+            commit: 12,
+            input_end: 345,
+            frontier: 1_700_000_000_000_000,
+        };
+        let text = "v1 commit=12 input=345 frontier=1700000000000000";
+        assert_eq!(v1.encode(), text);
+        assert_eq!(Position::decode(text).unwrap(), v1);
+        for bad in ["", "v2 commit=1", "v1 commit=x input=1 frontier=2", "v1"] {
+            assert!(Position::decode(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn property_set_round_trips() {
+        let ids = KafkaIds {
+            cluster_id: "c1".into(),
+            topic_ids: BTreeMap::from([("market.ticks".to_string(), [7u8; 16])]),
+        };
+        let mut props = initial(2, &ids);
+        let moved = BTreeMap::from([(
+            1,
+            Position {
+                commit: 3,
+                input_end: 9,
+                frontier: 5,
+            },
+        )]);
+        props.extend(updates(&moved, 42));
+        let marks = Watermarks::read(&props).unwrap();
+        assert_eq!(marks.snapshot, Some(42));
+        assert_eq!(marks.positions.len(), 2);
+        assert_eq!(marks.positions[&1], moved[&1]);
+        assert_eq!(marks.frontier(), Some(0));
+        check_identities(Table::Ticks, &marks, &ids).unwrap();
+        let other = KafkaIds {
+            cluster_id: "c1".into(),
+            topic_ids: BTreeMap::from([("market.ticks".to_string(), [8u8; 16])]),
+        };
+        let e = check_identities(Table::Ticks, &marks, &other).unwrap_err();
+        assert!(e.to_string().contains("topic market.ticks"), "{e}");
+        props.insert(P_VERSION.into(), "2".into());
+        assert!(Watermarks::read(&props).is_err());
+    }
+}
