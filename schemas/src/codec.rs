@@ -444,6 +444,10 @@ fn dec8(bytes: &[u8], field: &'static str, id: u32) -> Result<Dec8, DecodeError>
 #[inline]
 fn put_decimal(value: Dec8, out: &mut Vec<u8>) {
     let (bytes, start) = to_be_bytes(value.0);
-    out.push(((bytes.len() - start) as u8) << 1);
-    out.extend_from_slice(&bytes[start..]);
+    let length = bytes.len() - start;
+    out.push((length as u8) << 1);
+    // A copy of constant size and a cut are cheaper than a copy of variable size.
+    let end = out.len() + length;
+    out.extend_from_slice(&(value.0 << (8 * start)).to_be_bytes());
+    out.truncate(end);
 }

@@ -135,6 +135,8 @@ decimal!(Dec16, 16);
 
 impl Dec8 {
     /// Exact product; `None` beyond 38 digits.
+    // Not `std::ops::Mul`: it can fail, and its type is another.
+    #[allow(clippy::should_implement_trait)]
     #[inline]
     pub fn mul(self, other: Dec8) -> Option<Dec16> {
         let product = match (i64::try_from(self.0), i64::try_from(other.0)) {
@@ -285,7 +287,13 @@ pub(crate) fn from_be_bytes(bytes: &[u8]) -> Result<i128, DecimalError> {
         return Err(DecimalError::Syntax);
     };
     let negative = first & 0x80 != 0;
-    if bytes.len() <= 8 {
+    if let (4..=8, Some(head), Some(tail)) = (bytes.len(), bytes.first_chunk(), bytes.last_chunk())
+    {
+        // Two loads of four bytes; where they overlap they hold the same bits.
+        let high = i64::from(i32::from_be_bytes(*head)) << (8 * (bytes.len() - 4));
+        return Ok(i128::from(high | i64::from(u32::from_be_bytes(*tail))));
+    }
+    if bytes.len() < 4 {
         let mut value: i64 = if negative { -1 } else { 0 };
         for &byte in bytes {
             value = (value << 8) | i64::from(byte);
