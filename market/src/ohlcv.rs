@@ -51,6 +51,11 @@ impl Trade {
     pub fn is_ordinary(&self) -> bool {
         self.quote.0 < ORDINARY && self.quantity.0 < ORDINARY
     }
+
+    /// Whether it may begin a bar without endangering the bar's sums.
+    pub fn has_room(&self) -> bool {
+        self.quote.0 <= HALF && self.quantity.0 <= HALF
+    }
 }
 
 /// Content of a bar, never empty: it begins with a trade.

@@ -1,1 +1,109 @@
-//! placeholder
+//! FinLake's topology: what happens to a trade between `market.ticks` and the tables' topics.
+//!
+//! ```text
+//! market.ticks ─► decode ─► dedup ─► ohlcv ─► gold ─► ledger ─► finlake.ledger
+//!                   │                  │        └─► market.metrics
+//!                   │                  ├─► market.ohlcv, market.ohlcv.live
+//!                   └─► market.ticks.dlq (rejected)
+//! ```
+//!
+//! Every processor is synchronous and keeps what it must not lose in its stores; what it holds in
+//! memory beyond them is a cache that `reset` drops. Nothing here reads a clock, does I/O, or lets
+//! the order of arrival, of a hash table or of commits reach the content of a bar [INV-1].
+
+mod config;
+mod decode;
+mod dedup;
+mod gold;
+mod ledger;
+mod ohlcv;
+mod table;
+
+use std::sync::Arc;
+
+use finlake_market::Trade;
+use finlake_schemas::{Bar, Codec, topics};
+use finlake_topology::{Domain, Record, SinkOptions, Topology, TopologyBuilder};
+
+pub use config::{Emit, PipelineConfig, PipelineError};
+use config::Plan;
+
+/// The message family of the topology.
+pub enum Market {}
+
+impl Domain for Market {
+    type Msg<'a> = Msg<'a>;
+
+    fn source(record: Record<'_>) -> Msg<'_> {
+        Msg::Raw(record)
+    }
+}
+
+/// What the nodes hand on. A node passes on what it does not know.
+#[derive(Clone, Copy)]
+pub enum Msg<'a> {
+    /// An input record as it came.
+    Raw(Record<'a>),
+    /// A valid trade; below `dedup` also one that was not seen before.
+    Trade(&'a Observed<'a>),
+    /// A bar version that this commit sends to Silver.
+    Version(&'a Bar<'a>),
+    /// Writer schemas met since the last commit, ascending.
+    Schemas(&'a [u32]),
+    /// Stream time of a source at this commit, in order of source.
+    StreamTime { source: &'a str, time: i64 },
+}
+
+/// A validated trade with its record's key, which is `source:symbol` as text.
+pub struct Observed<'a> {
+    pub trade: Trade,
+    pub key: &'a [u8],
+    /// Length of the source in `key`.
+    pub source_len: usize,
+    /// Hash of `key`, computed once for every table it is looked up in.
+    pub hash: u64,
+}
+
+/// The whole topology.
+pub fn build(config: &PipelineConfig, codec: Arc<Codec>) -> Result<Topology<Market>, PipelineError> {
+    let plan = Arc::new(Plan::new(config, codec)?);
+    let mut t = TopologyBuilder::<Market>::new();
+
+    let ticks = t.source(topics::TICKS);
+    // Free for the attached input `market.bars` (vendor bars, corporate actions, assertions): its
+    // decoder becomes a second parent of `ohlcv`.
+    t.dlq(topics::DLQ);
+    let silver = t.sink(topics::OHLCV, SinkOptions::counted());
+    let metrics = t.sink(topics::METRICS, SinkOptions::counted());
+    let live = t.sink(topics::LIVE, SinkOptions::plain());
+    let entries = t.sink(topics::LEDGER, SinkOptions::plain());
+
+    let counts = ledger::Counts {
+        accepted: t.counter("accepted", "Trades accepted"),
+        duplicates: t.counter("duplicates", "Trades whose id was seen before"),
+        corrections: t.counter("corrections", "Closed bars emitted again"),
+    };
+
+    let node = t.process("decode", &[ticks]);
+    let trades = node.with({
+        let plan = plan.clone();
+        move || decode::Decode::new(plan.clone())
+    });
+    let node = t.process("dedup", &[trades]).stores(&["dedup"]);
+    let fresh = node.with(move || dedup::Dedup::new(counts));
+    let node = t.process("ohlcv", &[fresh]).stores(&["bars"]);
+    let versions = node.sinks(&[silver, live]).with({
+        let plan = plan.clone();
+        move || ohlcv::Bars::new(plan.clone(), counts, silver, live)
+    });
+    let node = t.process("gold", &[versions]).stores(&["days"]);
+    let days = node.sinks(&[metrics]).with({
+        let plan = plan.clone();
+        move || gold::Gold::new(plan.clone(), metrics)
+    });
+    let node = t.process("ledger", &[days]).stores(&["ledger"]);
+    node.sinks(&[entries])
+        .with(move || ledger::Ledger::new(plan.clone(), counts, entries));
+
+    Ok(t.build()?)
+}
