@@ -72,8 +72,10 @@ mod tests {
     }
 
     // Frozen: version 1 as written since the first release. Never edit, only add versions.
-    const V1: &str = "0102046261727300\
-        V1";
+    const V1: &str = "\
+        01020462617273fba409047365656e00010c6d61726b65742e7469636b73fd00e40b5402\
+        000000024331010c6d61726b65742e7469636b7330313233343536373839616263646566\
+        fdf6bcacdc43030000";
 
     #[test]
     fn version_1_is_frozen() {

@@ -222,10 +222,10 @@ mod tests {
     const FIXTURES: &[(&str, i128, &str, Option<i64>)] = &[
         ("0107", 7, "", None),
         ("01fb2c01", 300, "", None),
-        ("020e0361626301fc3fcba3eb", 7, "abc", Some(-1_977_738_656)),
+        ("020e0361626301fc3fcbc3eb", 7, "abc", Some(-1_977_738_656)),
         ("02010000", -1, "", None),
         (
-            "02fefffffffffffffffffffffffffffffffe0000",
+            "02fefeffffffffffffffffffffffffffffff0000",
             i128::MAX,
             "",
             None,
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn unknown_versions_truncation_and_trailing_bytes_are_refused() {
-        let good = unhex("020e0361626301fc3fcba3eb");
+        let good = unhex("020e0361626301fc3fcbc3eb");
         assert_eq!(
             Count::from_bytes(&[]),
             Err(CodecError::Empty { what: "count" })
