@@ -16,8 +16,8 @@ pub(crate) const PREFIX: usize = 5;
 /// The store byte under which a task's checkpoint lies; no store has it.
 pub(crate) const CHECKPOINT_STORE: u8 = 0xFF;
 
-/// Called with each key (without prefix) and value.
-pub(crate) type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+/// Called with each key and value of a scan, in order; breaks to stop it.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
 pub(crate) fn prefix(task: u32, store: u8) -> [u8; PREFIX] {
     let [a, b, c, d] = task.to_be_bytes();

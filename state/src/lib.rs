@@ -36,6 +36,7 @@ mod overlay;
 mod rocks;
 mod task;
 
+pub use backend::Visit;
 pub use checkpoint::Checkpoint;
 pub use codec::{CodecError, Versioned};
 pub use db::{Budget, Durability, StateDb, Usage};

@@ -6,7 +6,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::backend::{Backend, Batch, prefix, prefix_end, with_key};
+use crate::backend::{Backend, Batch, Visit, prefix, prefix_end, with_key};
 use crate::checkpoint::Checkpoint;
 use crate::codec::Versioned;
 use crate::db::{Lease, checkpoint_key, read_checkpoint};
@@ -135,7 +135,7 @@ impl TaskState {
         store: StoreId,
         from: &[u8],
         to: Option<&[u8]>,
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        f: &mut Visit<'_>,
     ) -> Result<()> {
         let s = &self.stores[store];
         let task = self.lease.task;
