@@ -44,7 +44,10 @@ impl Default for PipelineConfig {
         let interval = |text| Interval::parse(text).ok();
         Self {
             app_id: "finlake".to_owned(),
-            intervals: ["1m", "1h", "1d"].into_iter().filter_map(interval).collect(),
+            intervals: ["1m", "1h", "1d"]
+                .into_iter()
+                .filter_map(interval)
+                .collect(),
             emit: Emit::Every(1_000_000),
             checkpoint_every: HOUR,
             correct_every: 10_000_000,

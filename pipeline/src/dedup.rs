@@ -121,11 +121,10 @@ impl Dedup {
     fn load(&mut self, ctx: &mut Context<'_>, name: &[u8], number: i64) -> Result<Cached, Failure> {
         store_key(name, number, &mut self.key);
         let chunk = if ctx.get_into(STORE, &self.key, &mut self.value)? {
-            Chunk::decode(&self.value)
-                .map_err(|e| {
-                    let name = String::from_utf8_lossy(name);
-                    Failure::fatal(format!("{name}, chunk {number}: {e}"))
-                })?
+            Chunk::decode(&self.value).map_err(|e| {
+                let name = String::from_utf8_lossy(name);
+                Failure::fatal(format!("{name}, chunk {number}: {e}"))
+            })?
         } else {
             Chunk::new()
         };

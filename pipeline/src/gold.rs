@@ -178,7 +178,9 @@ impl Gold {
         let (mut key, mut value) = (Vec::new(), Vec::new());
         let codec = &self.plan.codec;
         keys::metrics(source, symbol, date, &mut key);
-        codec.encode_metrics(&row, &mut value).map_err(Failure::fatal)?;
+        codec
+            .encode_metrics(&row, &mut value)
+            .map_err(Failure::fatal)?;
         ctx.produce(self.sink, &key, &value, &[])?;
         day.emitted = Some(Emitted {
             revision: row.revision,
@@ -227,12 +229,7 @@ fn day_key(prefix: &[u8], date: i32) -> Vec<u8> {
 }
 
 /// At least the last `count` days before `date`, if there are as many.
-fn before(
-    ctx: &Context<'_>,
-    prefix: &[u8],
-    date: i32,
-    count: usize,
-) -> Result<Vec<Day>, Failure> {
+fn before(ctx: &Context<'_>, prefix: &[u8], date: i32, count: usize) -> Result<Vec<Day>, Failure> {
     // Markets close on some days: ask for a longer span until there are enough.
     let mut span = i32::try_from(count).unwrap_or(i32::MAX).saturating_mul(2);
     loop {

@@ -168,7 +168,9 @@ impl Processor<Market> for Ledger {
         keys::ledger(entry.task, &mut key);
         let mut value = Vec::new();
         let codec = &self.plan.codec;
-        codec.encode_ledger(&entry, &mut value).map_err(Failure::fatal)?;
+        codec
+            .encode_ledger(&entry, &mut value)
+            .map_err(Failure::fatal)?;
         ctx.produce(self.sink, &key, &value, &[])?;
 
         chain.prev_hash = hash128(&[], &value);

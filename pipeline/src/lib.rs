@@ -25,8 +25,8 @@ use finlake_market::Trade;
 use finlake_schemas::{Bar, Codec, topics};
 use finlake_topology::{Domain, Record, SinkOptions, Topology, TopologyBuilder};
 
-pub use config::{Emit, PipelineConfig, PipelineError};
 use config::Plan;
+pub use config::{Emit, PipelineConfig, PipelineError};
 
 /// The message family of the topology.
 pub enum Market {}
@@ -65,7 +65,10 @@ pub struct Observed<'a> {
 }
 
 /// The whole topology.
-pub fn build(config: &PipelineConfig, codec: Arc<Codec>) -> Result<Topology<Market>, PipelineError> {
+pub fn build(
+    config: &PipelineConfig,
+    codec: Arc<Codec>,
+) -> Result<Topology<Market>, PipelineError> {
     let plan = Arc::new(Plan::new(config, codec)?);
     let mut t = TopologyBuilder::<Market>::new();
 

@@ -1,7 +1,8 @@
 //! The commit: which bars become versions, which go to `.live`, and what is written to the store.
 //!
-//! Symbols are taken in order of their keys, intervals from short to long, bars from old to new; a
-//! bar is sent at most once per topic and commit.
+//! Symbols are taken in order of their keys; of a symbol closed bars come before forming ones,
+//! intervals from short to long, bars from old to new. A bar is sent at most once per topic and
+//! commit.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -63,8 +64,9 @@ impl Bars {
             let of = &self.sources[source];
             let all = stopping || of.idle_due;
             for k in 0..of.open.len() {
-                let long = self.plan.intervals.list()[k].length() > self.plan.config.checkpoint_every;
-                if all || (self.sources[source].checkpoint_due && long) {
+                let long =
+                    self.plan.intervals.list()[k].length() > self.plan.config.checkpoint_every;
+                if all || (self.sources[source].checkpoint_due.is_some() && long) {
                     for n in 0..self.sources[source].open[k].len() {
                         self.visit(self.sources[source].open[k][n]);
                     }
@@ -100,7 +102,7 @@ impl Bars {
             if stopping || source.idle_due {
                 source.unversioned = false;
             }
-            source.checkpoint_due = false;
+            source.checkpoint_due = None;
             source.idle_due = false;
             let Some(time) = source.time.get() else {
                 continue;
@@ -154,8 +156,8 @@ impl Emitter {
         source: &Source,
     ) -> Result<Due, Failure> {
         let due = Due {
-            live: self.forming(ctx, out, symbol, source)?,
             correction: self.closed(ctx, out, symbol)?,
+            live: self.forming(ctx, out, symbol, source)?,
         };
         self.sweep(ctx, symbol)?;
         if std::mem::take(&mut symbol.dirty) {
@@ -185,7 +187,11 @@ impl Emitter {
         for (interval, cell) in plan.intervals.list().iter().zip(&mut symbol.open) {
             let Some(cell) = cell else { continue };
             let long = interval.length() > config.checkpoint_every;
-            if cell.changed && (all || (source.checkpoint_due && long)) {
+            // One that began with this very multiple has nothing to show yet.
+            let due = source
+                .checkpoint_due
+                .is_some_and(|at| long && cell.start < at);
+            if cell.changed && (all || due) {
                 self.version(ctx, out, name, interval, cell, Stage::Checkpoint)?;
                 symbol.dirty = true;
                 sent = true;
@@ -262,7 +268,7 @@ impl Emitter {
     /// Deletes 1m bars that have left the retention, an hour of them at a time.
     fn sweep(&mut self, ctx: &mut Context<'_>, symbol: &mut Symbol) -> Result<(), Failure> {
         let horizon = symbol.latest.saturating_sub(self.plan.config.retention_1m);
-        let bound = horizon - horizon.rem_euclid(MINUTE);
+        let bound = horizon.saturating_sub(horizon.rem_euclid(MINUTE));
         if bound < symbol.swept.saturating_add(HOUR) {
             return Ok(());
         }
@@ -352,10 +358,18 @@ impl Emitter {
 
     fn encode(&mut self, name: Name<'_>, of: &Interval, bar: &Bar<'_>) -> Result<(), Failure> {
         self.key.clear();
-        keys::bar(name.source, name.symbol, of.name(), bar.bar_start, &mut self.key);
+        keys::bar(
+            name.source,
+            name.symbol,
+            of.name(),
+            bar.bar_start,
+            &mut self.key,
+        );
         self.value.clear();
         let codec = &self.plan.codec;
-        codec.encode_bar(bar, &mut self.value).map_err(Failure::fatal)
+        codec
+            .encode_bar(bar, &mut self.value)
+            .map_err(Failure::fatal)
     }
 }
 

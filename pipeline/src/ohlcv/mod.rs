@@ -248,6 +248,8 @@ impl Bars {
                 format!("with this trade the sums of its {name} bar would not fit decimal(38)"),
             ))
         };
+        // Even if nothing comes of it, so that an unused symbol is dropped again.
+        self.visit(at);
         self.flush(ctx, at)?;
         let plan = self.plan.clone();
         for (k, interval) in plan.intervals.list().iter().enumerate() {
@@ -332,7 +334,10 @@ impl Bars {
     ) -> Result<u32, Failure> {
         let plan = self.plan.clone();
         let list = plan.intervals.list();
-        let place = |minutes| list.iter().position(|i| state::minutes(i.length()) == minutes);
+        let place = |minutes| {
+            list.iter()
+                .position(|i| state::minutes(i.length()) == minutes)
+        };
         let source = self.source(&name[..stored.source_len.into()], ctx.now_us());
         let mut symbol = Symbol::new(name, source, stored.source_len, list.len());
         symbol.latest = stored.latest;
@@ -376,12 +381,7 @@ impl Bars {
 }
 
 #[cold]
-fn too_late(
-    ctx: &mut Context<'_>,
-    interval: &str,
-    time: i64,
-    horizon: i64,
-) -> Result<(), Failure> {
+fn too_late(ctx: &mut Context<'_>, interval: &str, time: i64, horizon: i64) -> Result<(), Failure> {
     ctx.dead_letter(
         &dlq::too_late(interval),
         &format!(

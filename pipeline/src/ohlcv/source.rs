@@ -25,8 +25,8 @@ pub(crate) struct Source {
     pub last_input: Micros,
     /// Some forming bar has changed since it was last made a version.
     pub unversioned: bool,
-    /// Stream time has passed a multiple of the checkpoint period in this commit.
-    pub checkpoint_due: bool,
+    /// The last multiple of the checkpoint period that stream time has passed in this commit.
+    pub checkpoint_due: Option<i64>,
     /// There was no input for long enough.
     pub idle_due: bool,
 }
@@ -44,7 +44,7 @@ impl Source {
             deltas: Vec::new(),
             last_input: now,
             unversioned: false,
-            checkpoint_due: false,
+            checkpoint_due: None,
             idle_due: false,
         }
     }
@@ -59,7 +59,8 @@ impl Source {
     /// Stream time goes to `time`, which lies at or beyond `next`.
     pub fn pass(&mut self, time: i64, plan: &Plan) {
         if self.time != StreamTime::UNSET && self.checkpoint_at <= time {
-            self.checkpoint_due = true;
+            let every = plan.config.checkpoint_every;
+            self.checkpoint_due = Some(next_multiple(time, every) - every);
         }
         self.time.advance(time);
         self.set_ends(time, plan);
