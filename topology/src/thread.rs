@@ -185,12 +185,17 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
     /// Run until stopped or drained (`Ok`), or until a human is needed.
     pub fn run(&mut self, control: &Control) -> Result<(), Error> {
         self.start()?;
-        loop {
-            match self.turn(control) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(error) => self.recover(error)?,
-            }
+        while !self.turn_or_recover(control)? {}
+        Ok(())
+    }
+
+    /// One turn of the loop and, if it failed, the recovery from it. True ends
+    /// the thread, an error needs a human. Public for simulators, which call
+    /// `start` first.
+    pub fn turn_or_recover(&mut self, control: &Control) -> Result<bool, Error> {
+        match self.turn(control) {
+            Ok(done) => Ok(done),
+            Err(error) => self.recover(error).map(|()| false),
         }
     }
 
@@ -218,8 +223,7 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
     //
     // Any error leaves the turn; `recover` drops what is uncommitted, and every
     // task catches up before it runs again. True ends the thread.
-    /// One turn of the loop; public for simulators, which call `start` first.
-    pub fn turn(&mut self, control: &Control) -> Result<bool, Error> {
+    fn turn(&mut self, control: &Control) -> Result<bool, Error> {
         self.batch.clear();
         if self.event.is_none() {
             let timeout = self.poll_timeout();
