@@ -6,21 +6,34 @@
 //! stored positions) → `bitemporal` and `hot` (which rows close) → `writer` (Parquet) → `commit`
 //! (one snapshot, with upkeep by `maintain`).
 
+pub mod bitemporal;
 pub mod catalog;
 pub mod commit;
+pub mod compose;
 pub mod error;
 pub mod faults;
+pub mod hot;
 pub mod index;
+pub mod inspect;
 pub mod lake;
 pub mod maintain;
+pub mod merge;
 pub mod plan;
 pub mod properties;
+pub mod query;
 pub mod rest;
+pub mod rows;
+pub mod sink;
 pub mod snapshot;
+pub mod split;
 pub mod storage;
 pub mod tables;
+pub mod writer;
 
 pub use error::{LakeError, Result};
 pub use lake::{Catalog, HotRule, LakeConfig, Lakehouse, Upkeep};
+pub use plan::Cut;
 pub use properties::{KafkaIds, Position, Watermarks};
+pub use rows::{BronzeRows, RecordAt, VersionRows};
+pub use sink::{Outcome, PartitionBatch, Rows, SinkBatch, TableSink};
 pub use tables::{OPEN_END, Table};

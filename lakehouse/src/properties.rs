@@ -24,6 +24,8 @@ pub const P_CLUSTER: &str = "finlake.kafka.cluster-id";
 pub const P_TOPIC: &str = "finlake.kafka.topic-id.";
 /// Property prefix: position by Kafka partition.
 pub const P_POSITION: &str = "finlake.position.";
+/// Snapshot summary: positions of the partitions that the snapshot moved.
+pub const S_POSITIONS: &str = "finlake.positions";
 
 /// How far a table is, for one Kafka partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

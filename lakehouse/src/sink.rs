@@ -1,0 +1,478 @@
+//! The writing half of one table in one process: whole task commits in, one snapshot out.
+//!
+//! `TableSink` owns some Kafka partitions of one table. A batch is planned against the positions
+//! it holds, composed into files, and committed by compare-and-swap together with the new
+//! positions. If the base moved under it, the batch is planned again on the new base; no row is
+//! lost and none is written twice. After an error the table is read again before the next commit,
+//! so the same batch may simply be offered again.
+//!
+//! Must never: know Kafka, skip a commit number, or change its memory before a swap succeeded.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use iceberg::spec::{DataFile, Operation};
+
+use crate::commit::{Change, Committed, Committer};
+use crate::compose::{Composed, Inputs};
+use crate::error::{LakeError, Result};
+use crate::faults::Point;
+use crate::hot::HotPart;
+use crate::index::Kind;
+use crate::lake::Lakehouse;
+use crate::merge;
+use crate::plan::{Cut, Offer, Step, plan};
+use crate::properties::Position;
+use crate::rows::{BronzeRows, VersionRows, Versions};
+use crate::split::Splitter;
+use crate::tables::Table;
+use crate::writer::FileWriter;
+
+/// Rows of one Kafka partition.
+#[derive(Debug)]
+pub enum Rows {
+    /// No rows: only the position or the frontier moves.
+    None,
+    /// Bronze.
+    Bronze(BronzeRows),
+    /// Silver or Gold.
+    Versions(VersionRows),
+}
+
+/// One Kafka partition's part of a batch.
+#[derive(Debug)]
+pub struct PartitionBatch {
+    /// Kafka partition.
+    pub partition: i32,
+    /// Input position at which the first commit starts.
+    pub input_start: i64,
+    /// Whole task commits, ascending.
+    pub cuts: Vec<Cut>,
+    /// Frontier after the batch (µs).
+    pub frontier: i64,
+    /// Rows of those commits, in commit order.
+    pub rows: Rows,
+}
+
+/// What came within a commit interval, over all partitions this process owns.
+#[derive(Debug, Default)]
+pub struct SinkBatch {
+    /// At most one per Kafka partition.
+    pub parts: Vec<PartitionBatch>,
+}
+
+/// What a commit did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// The new snapshot; `None` if everything was in the table already.
+    pub snapshot: Option<i64>,
+    /// Rows that became visible and open.
+    pub opened: u64,
+    /// Rows that were closed (moved to history).
+    pub closed: u64,
+    /// Files written, merged ones included.
+    pub files_added: usize,
+    /// Files replaced.
+    pub files_removed: usize,
+    /// Small files merged into others.
+    pub files_merged: usize,
+    /// Swaps lost to others on the way.
+    pub lost_swaps: u32,
+    /// Snapshots expired.
+    pub expired: usize,
+}
+
+/// The rows of a partition, finished once and kept over plans.
+enum Finished {
+    None,
+    Bronze(RecordBatch),
+    Versions(Versions),
+}
+
+/// Writer of one table.
+pub struct TableSink {
+    table: Table,
+    committer: Committer,
+    files: FileWriter,
+    splitter: Splitter,
+    positions: BTreeMap<i32, Position>,
+    hot: BTreeMap<i32, HotPart>,
+    assigned: BTreeSet<i32>,
+    /// Memory may differ from the table: read it again first.
+    stale: bool,
+}
+
+impl std::fmt::Debug for TableSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TableSink")
+            .field("table", &self.table)
+            .field("assigned", &self.assigned)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TableSink {
+    /// Opens a table for writing; owns no partition yet.
+    ///
+    /// # Errors
+    /// `TableMoved`, `SchemaDrift`, `Catalog`, `Storage`.
+    pub async fn open(lake: &Lakehouse, table: Table) -> Result<TableSink> {
+        let committer = Committer::open(lake, table).await?;
+        let metadata = committer.base().metadata();
+        let files = FileWriter::new(lake.file_io(), committer.def(), metadata)?;
+        let splitter = Splitter::new(committer.def(), metadata)?;
+        let positions = committer.watermarks()?.positions;
+        Ok(TableSink {
+            table,
+            committer,
+            files,
+            splitter,
+            positions,
+            hot: BTreeMap::new(),
+            assigned: BTreeSet::new(),
+            stale: false,
+        })
+    }
+
+    /// Positions of all partitions as last seen; exact for the assigned ones.
+    pub fn positions(&self) -> &BTreeMap<i32, Position> {
+        &self.positions
+    }
+
+    /// Partitions owned.
+    pub fn assigned(&self) -> &BTreeSet<i32> {
+        &self.assigned
+    }
+
+    /// Hot rows in memory, over all assigned partitions.
+    pub fn hot_rows(&self) -> usize {
+        self.hot.values().map(HotPart::len).sum()
+    }
+
+    /// Live data files of the table, as last seen.
+    pub fn live_files(&self) -> usize {
+        self.committer.base().live_files()
+    }
+
+    /// Lost swaps that were re-attached since the start.
+    pub fn reattached(&self) -> u64 {
+        self.committer.reattached
+    }
+
+    /// Takes partitions over: reads the table again and loads their hot rows.
+    ///
+    /// # Errors
+    /// `TableMoved`, `DuplicateOpenRow`, `Catalog`, `Storage`.
+    pub async fn assign(&mut self, partitions: &[i32]) -> Result<()> {
+        self.assigned.extend(partitions);
+        self.resync().await
+    }
+
+    /// Gives partitions up and forgets their hot rows.
+    pub fn revoke(&mut self, partitions: &[i32]) {
+        for p in partitions {
+            self.assigned.remove(p);
+            self.hot.remove(p);
+        }
+    }
+
+    /// Makes memory equal to the table.
+    ///
+    /// # Errors
+    /// `TableMoved`, `DuplicateOpenRow`, `Catalog`, `Storage`.
+    pub async fn resync(&mut self) -> Result<()> {
+        self.stale = true;
+        self.committer.reload().await?;
+        let metadata = self.committer.base().metadata();
+        self.files = FileWriter::new(
+            self.committer.lake().file_io(),
+            self.committer.def(),
+            metadata,
+        )?;
+        self.splitter = Splitter::new(self.committer.def(), metadata)?;
+        self.positions = self.committer.watermarks()?.positions;
+        self.load_hot().await?;
+        self.stale = false;
+        Ok(())
+    }
+
+    async fn load_hot(&mut self) -> Result<()> {
+        self.hot.clear();
+        if self.table.versioned() {
+            for p in &self.assigned {
+                let part =
+                    HotPart::load(self.committer.base(), *p, self.committer.def(), &self.files)
+                        .await?;
+                self.hot.insert(*p, part);
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits a batch as one snapshot. Offering a batch again is safe: what the table holds is
+    /// trimmed or skipped.
+    ///
+    /// # Errors
+    /// Stops: `Gap`, `PositionMismatch`, `TableMoved`, `DuplicateOpenRow`, `MissingOpenRow`,
+    /// `Violation`. `Stale` if another instance moved a partition of the batch. Transient ones
+    /// (`LakeError::is_transient`): offer the batch again.
+    pub async fn commit(&mut self, batch: SinkBatch) -> Result<Outcome> {
+        if self.stale {
+            self.resync().await?;
+        }
+        for part in &batch.parts {
+            if !self.assigned.contains(&part.partition) {
+                return Err(LakeError::Internal(format!(
+                    "partition {} of {} is not assigned to this sink",
+                    part.partition, self.table
+                )));
+            }
+        }
+        let mut offers = Vec::with_capacity(batch.parts.len());
+        let mut rows = BTreeMap::new();
+        for part in batch.parts {
+            let finished = match part.rows {
+                Rows::None => Finished::None,
+                Rows::Bronze(b) if b.is_empty() => Finished::None,
+                Rows::Versions(v) if v.is_empty() => Finished::None,
+                Rows::Bronze(b) => Finished::Bronze(b.finish(self.committer.def())?),
+                Rows::Versions(v) => Finished::Versions(v.finish()?),
+            };
+            rows.insert(part.partition, finished);
+            offers.push(Offer {
+                partition: part.partition,
+                input_start: part.input_start,
+                cuts: part.cuts,
+                frontier: part.frontier,
+            });
+        }
+        self.stale = true;
+        let outcome = self.commit_rows(&offers, &rows).await?;
+        self.stale = false;
+        Ok(outcome)
+    }
+
+    async fn commit_rows(
+        &mut self,
+        offers: &[Offer],
+        rows: &BTreeMap<i32, Finished>,
+    ) -> Result<Outcome> {
+        const PLANS: u32 = 5;
+        for attempt in 0..PLANS {
+            let steps = plan(self.table, &self.positions, offers)?;
+            let mut expected = BTreeMap::new();
+            let mut positions = BTreeMap::new();
+            for (p, step) in &steps {
+                if let Step::Append { to, .. } = step {
+                    expected.insert(*p, self.positions.get(p).copied().unwrap_or_default());
+                    positions.insert(*p, *to);
+                }
+            }
+            if positions.is_empty() {
+                return Ok(Outcome::default());
+            }
+            let faults = self.committer.lake().faults.clone();
+            faults.crash_at(Point::BeforeData)?;
+            let mut composed = self.compose(&steps, offers, rows).await?;
+            let mut merged = 0;
+            // Merging is optional: not while others interfere.
+            if attempt == 0 {
+                merged = self.merge(&mut composed).await?;
+            }
+            faults.crash_at(Point::AfterData)?;
+            let change = Change {
+                added: composed.added.clone(),
+                removed: composed.removed.clone(),
+                operation: if composed.removed.is_empty() {
+                    Operation::Append
+                } else {
+                    Operation::Overwrite
+                },
+                summary: summary(&positions),
+                expected: expected.clone(),
+                positions: positions.clone(),
+            };
+            match self.committer.commit(&change).await? {
+                Committed::Done(done) => {
+                    self.positions.extend(positions);
+                    self.settle(composed.hot)?;
+                    return Ok(Outcome {
+                        snapshot: Some(done.snapshot),
+                        opened: composed.opened,
+                        closed: composed.closed,
+                        files_added: change.added.len(),
+                        files_removed: change.removed.len(),
+                        files_merged: merged,
+                        lost_swaps: done.lost,
+                        expired: done.expired,
+                    });
+                }
+                Committed::Replan => {
+                    for f in &change.added {
+                        self.files.discard(f.file_path()).await;
+                    }
+                    self.replan(&expected).await?;
+                }
+            }
+        }
+        Err(LakeError::Conflict {
+            table: self.table,
+            tries: PLANS,
+        })
+    }
+
+    /// The base moved so that the plan does not fit: either another owner wrote my partitions
+    /// (stop), or files I wanted to replace are gone (plan anew on what is there now).
+    async fn replan(&mut self, expected: &BTreeMap<i32, Position>) -> Result<()> {
+        let marks = self.committer.watermarks()?;
+        for (p, at) in expected {
+            let stored = marks.positions.get(p).copied().unwrap_or_default();
+            if stored != *at {
+                return Err(LakeError::Stale {
+                    table: self.table,
+                    partition: *p,
+                    stored: stored.commit,
+                    expected: at.commit,
+                });
+            }
+        }
+        self.positions = marks.positions;
+        self.load_hot().await
+    }
+
+    /// Writes the data files of a plan.
+    async fn compose(
+        &self,
+        steps: &BTreeMap<i32, Step>,
+        offers: &[Offer],
+        rows: &BTreeMap<i32, Finished>,
+    ) -> Result<Composed> {
+        let io = Inputs {
+            def: self.committer.def(),
+            base: self.committer.base(),
+            files: &self.files,
+            splitter: &self.splitter,
+            rule: &self.committer.lake().config().hot,
+        };
+        let mut out = Composed::default();
+        let mut bronze: BTreeMap<String, (iceberg::spec::Struct, Vec<RecordBatch>)> =
+            BTreeMap::new();
+        for offer in offers {
+            let p = offer.partition;
+            let Some(Step::Append { commits, to }) = steps.get(&p) else {
+                continue;
+            };
+            match rows.get(&p) {
+                None | Some(Finished::None) => {}
+                Some(Finished::Bronze(batch)) => {
+                    let numbers = batch
+                        .column_by_name("commit")
+                        .and_then(|c| c.as_primitive_opt::<Int64Type>())
+                        .ok_or_else(|| LakeError::Internal("Bronze without commit".into()))?;
+                    let first = first_row(numbers.values().iter().copied(), offer, commits.start)?;
+                    let batch = batch.slice(first, batch.num_rows() - first);
+                    out.opened += batch.num_rows() as u64;
+                    for part in self.splitter.split(&batch, true)? {
+                        bronze
+                            .entry(part.dir)
+                            .or_insert_with(|| (part.partition, Vec::new()))
+                            .1
+                            .push(part.batch);
+                    }
+                }
+                Some(Finished::Versions(versions)) => {
+                    let numbers = versions.meta.iter().map(|m| m.commit);
+                    let first = first_row(numbers, offer, commits.start)?;
+                    let hot = self.hot.get(&p).ok_or_else(|| {
+                        LakeError::Internal(format!("hot rows of partition {p} are not loaded"))
+                    })?;
+                    out.versions(&io, p, hot, versions, first, to.frontier)
+                        .await?;
+                }
+            }
+        }
+        for (dir, (partition, batches)) in bronze {
+            let sorted = batches.len() == 1;
+            let file = self
+                .files
+                .write(Kind::Ticks, partition, &dir, &batches, sorted)
+                .await?;
+            out.added.push(Arc::new(file));
+        }
+        out.finish(&io).await?;
+        Ok(out)
+    }
+
+    /// Merges small files within the same commit. Returns how many were merged.
+    async fn merge(&self, composed: &mut Composed) -> Result<usize> {
+        let upkeep = &self.committer.lake().config().upkeep;
+        let base = self.committer.base();
+        let groups = crate::maintain::merge_groups(
+            base.files(),
+            &self.assigned,
+            &composed.removed,
+            base.metadata().default_partition_spec_id(),
+            upkeep,
+        );
+        let mut merged = 0;
+        for group in groups {
+            let files: Vec<DataFile> =
+                merge::merge(&self.files, &self.splitter, self.committer.def(), &group).await?;
+            composed.added.extend(files.into_iter().map(Arc::new));
+            merged += group.files.len();
+            composed
+                .removed
+                .extend(group.files.iter().map(|f| f.path.clone()));
+        }
+        Ok(merged)
+    }
+
+    /// Brings the hot store to what the table now holds.
+    fn settle(&mut self, updates: BTreeMap<i32, crate::compose::HotUpdate>) -> Result<()> {
+        for (p, update) in updates {
+            let part = self.hot.entry(p).or_default();
+            for path in &update.removed {
+                part.remove(self.committer.def(), path)?;
+            }
+            for (path, batch) in update.inserted {
+                part.insert(self.committer.def(), path, batch)?;
+            }
+            part.stream = update.stream;
+        }
+        Ok(())
+    }
+}
+
+/// Index of the first row whose commit is taken. Rows must lie within the offered commits, in
+/// their order.
+fn first_row(numbers: impl Iterator<Item = i64>, offer: &Offer, from: i64) -> Result<usize> {
+    let range = offer.cuts.first().zip(offer.cuts.last());
+    let (mut first, mut last) = (0, i64::MIN);
+    for (i, n) in numbers.enumerate() {
+        let inside = range.is_some_and(|(a, b)| a.commit <= n && n <= b.commit);
+        if n < last || !inside {
+            return Err(LakeError::Internal(format!(
+                "a row of commit {n} in partition {} is out of order or outside the batch (INV-13)",
+                offer.partition
+            )));
+        }
+        last = n;
+        if n < from {
+            first = i + 1;
+        }
+    }
+    Ok(first)
+}
+
+/// What the commit took, for people and for `tables adopt`: the position of each partition it
+/// moved.
+fn summary(positions: &BTreeMap<i32, Position>) -> HashMap<String, String> {
+    let text = positions
+        .iter()
+        .map(|(p, at)| format!("{p}:{}/{}/{}", at.commit, at.input_end, at.frontier))
+        .collect::<Vec<_>>()
+        .join(";");
+    HashMap::from([(crate::properties::S_POSITIONS.to_string(), text)])
+}
