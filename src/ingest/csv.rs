@@ -75,9 +75,10 @@ impl Layout {
         }
         // Seven columns are spot trades or futures aggregates: the maker's flag stands apart.
         let flag = |at: usize| cells.get(at).is_some_and(|cell| boolean(cell).is_some());
+        let whole = |at: usize| cells[at].parse::<i64>().is_ok();
         let layout = match cells.len() {
             6 | 7 if flag(5) => Layout::TRADES,
-            7 | 8 if flag(6) => Layout::AGGREGATES,
+            7 | 8 if flag(6) && (3..6).all(whole) => Layout::AGGREGATES,
             count => {
                 return Err(format!(
                     "{count} columns are neither the exchange's trades (id, price, qty, quoteQty, \
@@ -209,10 +210,8 @@ pub fn symbol_of(file_name: &str) -> Option<&str> {
         .find_map(|mark| file_name.split_once(mark))?
         .0;
     // Delivery contracts have an underscore (BTCUSDT_240628); somebody's prefix is lower case.
-    let start = prefix
-        .rfind(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
-        .map_or(0, |at| at + 1);
-    // `rfind` found a whole character, ASCII or not: step to the next boundary.
-    let symbol = prefix.get(start..)?.trim_matches('_');
+    let others =
+        prefix.trim_end_matches(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    let symbol = prefix[others.len()..].trim_matches('_');
     (!symbol.is_empty()).then_some(symbol)
 }
