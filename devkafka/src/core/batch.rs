@@ -23,6 +23,10 @@ const MAX_TIMESTAMP_AT: usize = 35;
 const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
 const LOG_APPEND_TIME: i16 = 1 << 3;
+/// Set by the compactor: the first timestamp is when this batch's tombstones may go.
+pub const DELETE_HORIZON: i16 = 1 << 6;
+/// Attribute bits that producers may use.
+const PRODUCER_BITS: i16 = 0x3f;
 
 /// The fields of a batch header that the broker needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +132,9 @@ pub fn check_produced(bytes: &[u8]) -> Result<BatchHeader, (ResponseError, &'sta
     }
     if header.control() {
         return Err((ResponseError::InvalidRecord, "clients may not write control batches"));
+    }
+    if header.attributes & !PRODUCER_BITS != 0 {
+        return Err((ResponseError::InvalidRecord, "unknown batch attributes"));
     }
     if header.record_count <= 0 || header.last_offset_delta != header.record_count - 1 {
         return Err((ResponseError::InvalidRecord, "record count and last offset delta disagree"));

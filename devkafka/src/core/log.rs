@@ -16,7 +16,7 @@ use super::producer::{Check, Producer};
 use crate::storage::{Result, Storage, StorageError};
 
 /// Segments never grow beyond this, whatever `segment.bytes` says: memory segments are one buffer.
-const MAX_SEGMENT: u64 = 64 << 20;
+pub const MAX_SEGMENT: u64 = 64 << 20;
 /// Bytes read at a time when a segment is scanned.
 const SCAN_WINDOW: usize = 1 << 20;
 
@@ -115,9 +115,13 @@ impl Log {
         let last = names.len().saturating_sub(1);
         for (i, name) in names.into_iter().enumerate() {
             let base = name.rsplit('/').next().and_then(|n| n.strip_suffix(".log")).and_then(|n| n.parse().ok());
-            if let Some(base) = base {
-                log.scan(storage, name, base, i == last, now)?;
+            let Some(base) = base else { continue };
+            if base < log.end_offset && !log.segments.is_empty() {
+                // Compaction had merged it into the segment before, and was killed before this.
+                storage.remove(&name)?;
+                continue;
             }
+            log.scan(storage, name, base, i == last, now)?;
         }
         if log.segments.is_empty() {
             log.end_offset = start_offset;

@@ -163,7 +163,7 @@ impl Core {
         &self.cluster_id
     }
 
-    /// Tells the core the port once it is known.
+    /// Changes the port that clients are told.
     pub fn set_port(&mut self, port: u16) {
         self.config.port = port;
     }

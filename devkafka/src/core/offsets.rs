@@ -46,10 +46,6 @@ fn committed(entry: OffsetEntry, sequence: u64) -> (Partition, Committed) {
 }
 
 impl Offsets {
-    pub fn is_empty(&self) -> bool {
-        self.committed.is_empty() && self.pending.is_empty()
-    }
-
     pub fn commit(&mut self, entries: Vec<OffsetEntry>, sequence: u64) {
         self.committed.extend(entries.into_iter().map(|e| committed(e, sequence)));
     }

@@ -6,7 +6,7 @@
 
 use std::io::Read;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::batch::{BatchHeader, HEADER};
 
@@ -16,13 +16,36 @@ const MAX_PAYLOAD: usize = 128 << 20;
 /// One record as a slice of its batch's (uncompressed) payload.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordView<'a> {
-    /// Attributes to the end, without the length.
-    pub body: &'a [u8],
+    attributes: u8,
+    /// Everything after the timestamp: offset delta, key, value, headers.
+    tail: &'a [u8],
     pub offset: i64,
     pub timestamp: i64,
     pub key: Option<&'a [u8]>,
     /// True if the value is null: a tombstone.
     pub null_value: bool,
+}
+
+impl RecordView<'_> {
+    /// Writes the record, its timestamp relative to another base. The batch's base offset must be
+    /// the one it was read with.
+    pub fn write(&self, out: &mut BytesMut, base_timestamp: i64) {
+        let mut delta = BytesMut::with_capacity(10);
+        put_varlong(&mut delta, self.timestamp.wrapping_sub(base_timestamp));
+        put_varlong(out, (1 + delta.len() + self.tail.len()) as i64);
+        out.put_u8(self.attributes);
+        out.put_slice(&delta);
+        out.put_slice(self.tail);
+    }
+}
+
+fn put_varlong(out: &mut BytesMut, value: i64) {
+    let mut rest = ((value << 1) ^ (value >> 63)) as u64;
+    while rest >= 0x80 {
+        out.put_u8(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.put_u8(rest as u8);
 }
 
 /// The records' bytes, uncompressed. None if they do not decompress, or to more than
@@ -103,8 +126,9 @@ fn one<'a>(rest: &mut &'a [u8], header: &BatchHeader) -> Option<RecordView<'a>> 
     let len = usize::try_from(varlong(rest)?).ok()?;
     let (body, after) = rest.split_at_checked(len)?;
     *rest = after;
-    let mut at = body.get(1..)?;
+    let (&attributes, mut at) = body.split_first()?;
     let timestamp_delta = varlong(&mut at)?;
+    let tail = at;
     let offset_delta = varlong(&mut at)?;
     let key = field(&mut at)?;
     let value = field(&mut at)?;
@@ -114,7 +138,7 @@ fn one<'a>(rest: &mut &'a [u8], header: &BatchHeader) -> Option<RecordView<'a>> 
         header.first_timestamp.wrapping_add(timestamp_delta)
     };
     let offset = header.base_offset.checked_add(offset_delta)?;
-    Some(RecordView { body, offset, timestamp, key, null_value: value.is_none() })
+    Some(RecordView { attributes, tail, offset, timestamp, key, null_value: value.is_none() })
 }
 
 /// A nullable byte field; the outer None means damage.

@@ -296,6 +296,11 @@ impl DevKafka {
         self.cluster_id.clone()
     }
 
+    /// Tells clients another port from now on: that of a proxy in front of this broker.
+    pub fn advertise_port(&self, port: u16) {
+        self.shared.state.lock().core.set_port(port);
+    }
+
     /// Faults to inject into this broker.
     pub fn faults(&self) -> Arc<Faults> {
         self.shared.faults.clone()
