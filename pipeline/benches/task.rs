@@ -113,6 +113,8 @@ struct Bench {
     batch: RecordBatch,
     offset: i64,
     sent: u64,
+    /// CPU of the commits, ns.
+    commits: u64,
     _db: StateDb,
 }
 
@@ -134,6 +136,7 @@ impl Bench {
             batch: RecordBatch::new(),
             offset: 0,
             sent: 0,
+            commits: 0,
             _db: db,
         }
     }
@@ -159,6 +162,7 @@ impl Bench {
                     .expect("good records");
             }
             if to % PER_COMMIT < PER_BATCH || to == input.places.len() {
+                let before = cpu_ns();
                 self.task
                     .prepare_commit(now, CommitKind::default())
                     .expect("prepare");
@@ -166,6 +170,7 @@ impl Bench {
                 let changes = self.task.changelog().count() as u64;
                 std::hint::black_box(changes);
                 self.task.post_commit(&|_| None, now).expect("commit");
+                self.commits += cpu_ns() - before;
             }
         }
     }
@@ -177,7 +182,7 @@ fn case(symbols: usize, rounds: usize) {
     let mut bench = Bench::new(&codec);
     // Warm-up: every symbol known, buffers at their size.
     bench.run(&feed.next(&codec, 200_000));
-    bench.sent = 0;
+    (bench.sent, bench.commits) = (0, 0);
     let mut cpu = Vec::new();
     let wall = Instant::now();
     let mut spent = 0.0;
@@ -192,9 +197,10 @@ fn case(symbols: usize, rounds: usize) {
     let (best, median) = (cpu[0], cpu[cpu.len() / 2]);
     println!(
         "{symbols:>5} symbols: best {best:.0} ns, median {median:.0} ns of CPU per trade = \
-         {:.2} M trades/s per core (best {:.2}); wall {:.2} M/s; {:.1} records out per 1,000 trades",
+         {:.2} M trades/s per core (best {:.2}); {:.0} ns of it for commits; wall {:.2} M/s; {:.1} records out per 1,000",
         1e3 / median,
         1e3 / best,
+        bench.commits as f64 / (rounds * PER_ROUND) as f64,
         rounds as f64 / spent,
         bench.sent as f64 * 1e3 / (rounds * PER_ROUND) as f64,
     );

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use finlake_market::validate;
 use finlake_schemas::{dlq, schema_id};
-use finlake_topology::{Context, Failure, Forward, Processor, Record};
+use finlake_topology::{Context, Failure, Forward, Processor};
 
 use crate::config::Plan;
-use crate::table::hash_of;
+use crate::table::Probe;
 use crate::{Market, Msg, Observed};
 
 pub(crate) struct Decode {
@@ -32,9 +32,11 @@ impl Decode {
     fn record(
         &mut self,
         ctx: &mut Context<'_>,
-        record: Record<'_>,
         out: &mut dyn Forward<Market>,
     ) -> Result<(), Failure> {
+        let Some(&record) = ctx.record() else {
+            return Err(Failure::fatal("a source message without its record"));
+        };
         let Some(value) = record.value else {
             return Err(Failure::reject(
                 dlq::MALFORMED,
@@ -59,13 +61,11 @@ impl Decode {
             Ok(trade) => trade,
             Err(e) => return Err(Failure::reject(e.class, e.message)),
         };
-        // `validate` has compared the key with source and symbol: it is there, and it is text.
-        let key = record.key.unwrap_or_default();
         let observed = Observed {
             trade,
-            key,
+            // `validate` has compared the key with source and symbol: it is there, and it is text.
+            key: Probe::new(record.key.unwrap_or_default()),
             source_len: tick.source.len(),
-            hash: hash_of(key),
         };
         out.forward(ctx, Msg::Trade(&observed))
     }
@@ -79,7 +79,7 @@ impl Processor<Market> for Decode {
         out: &mut dyn Forward<Market>,
     ) -> Result<(), Failure> {
         match msg {
-            Msg::Raw(record) => self.record(ctx, record, out),
+            Msg::Raw => self.record(ctx, out),
             other => out.forward(ctx, other),
         }
     }

@@ -61,21 +61,21 @@ impl Dedup {
         out: &mut dyn Forward<Market>,
     ) -> Result<(), Failure> {
         let (number, place) = place(seen.trade.at.id);
-        let at = match self.symbols.find(seen.hash, seen.key) {
+        let at = match self.symbols.find(&seen.key) {
             Some(at) => at,
             None => self.add(ctx, seen, number)?,
         };
         if self.symbols.at(at).number != number {
             self.turn_to(ctx, at, number)?;
         }
-        if self.symbols.at(at).current.chunk.contains(place) {
+        let symbol = self.symbols.at(at);
+        if symbol.current.chunk.contains(place) {
             ctx.count(self.counts.duplicates, 1);
             return Ok(());
         }
         // An id counts as seen only if its trade was taken: what is rejected may come again.
         out.forward(ctx, Msg::Trade(seen))?;
         ctx.count(self.counts.accepted, 1);
-        let symbol = self.symbols.at(at);
         symbol.current.chunk.insert(place);
         symbol.current.dirty = true;
         if !symbol.listed {
@@ -94,11 +94,11 @@ impl Dedup {
     ) -> Result<u32, Failure> {
         let symbol = Symbol {
             number,
-            current: self.load(ctx, seen.key, number)?,
+            current: self.load(ctx, seen.key.key(), number)?,
             others: BTreeMap::new(),
             listed: false,
         };
-        Ok(self.symbols.insert(seen.hash, seen.key, symbol))
+        Ok(self.symbols.insert(&seen.key, symbol))
     }
 
     /// Makes chunk `number` the current one of a symbol.

@@ -118,10 +118,12 @@ impl Processor<Market> for Ledger {
         _out: &mut dyn Forward<Market>,
     ) -> Result<(), Failure> {
         match msg {
-            Msg::StreamTime { source, time } => self.stream_times.push((source.to_owned(), time)),
+            Msg::StreamTime((source, time)) => {
+                self.stream_times.push(((*source).to_owned(), *time));
+            }
             // Confluent ids are 31 bits wide in practice; the ledger shows their bits.
             Msg::Schemas(ids) => self.schema_ids.extend(ids.iter().map(|id| *id as i32)),
-            Msg::Raw(_) | Msg::Trade(_) | Msg::Version(_) => {}
+            Msg::Raw | Msg::Trade(_) | Msg::Version(_) => {}
         }
         Ok(())
     }
@@ -193,8 +195,10 @@ mod tests {
     /// Frozen: stores and changelogs hold these bytes.
     #[test]
     fn chain_fixture() {
-        let mut chain = Chain::default();
-        chain.prev_hash = 0xff;
+        let mut chain = Chain {
+            prev_hash: 0xff,
+            ..Chain::default()
+        };
         chain.add("records", 300);
         chain.add("accepted", 2);
         let v1 = b"\x01\xfb\xff\x00\x02\x08accepted\x04\x07records\xfb\x58\x02";

@@ -27,6 +27,7 @@ use finlake_topology::{Domain, Record, SinkOptions, Topology, TopologyBuilder};
 
 use config::Plan;
 pub use config::{Emit, PipelineConfig, PipelineError};
+pub use table::Probe;
 
 /// The message family of the topology.
 pub enum Market {}
@@ -34,34 +35,34 @@ pub enum Market {}
 impl Domain for Market {
     type Msg<'a> = Msg<'a>;
 
-    fn source(record: Record<'_>) -> Msg<'_> {
-        Msg::Raw(record)
+    fn source(_: Record<'_>) -> Msg<'_> {
+        Msg::Raw
     }
 }
 
-/// What the nodes hand on. A node passes on what it does not know.
+/// What the nodes hand on, small enough for two registers: it passes through six calls per trade.
+/// A node passes on what it does not know.
 #[derive(Clone, Copy)]
 pub enum Msg<'a> {
-    /// An input record as it came.
-    Raw(Record<'a>),
+    /// The input record in hand, see `Context::record`.
+    Raw,
     /// A valid trade; below `dedup` also one that was not seen before.
     Trade(&'a Observed<'a>),
     /// A bar version that this commit sends to Silver.
     Version(&'a Bar<'a>),
     /// Writer schemas met since the last commit, ascending.
-    Schemas(&'a [u32]),
-    /// Stream time of a source at this commit, in order of source.
-    StreamTime { source: &'a str, time: i64 },
+    Schemas(&'a Vec<u32>),
+    /// Stream time of a source (µs) at this commit, in order of source.
+    StreamTime(&'a (&'a str, i64)),
 }
 
-/// A validated trade with its record's key, which is `source:symbol` as text.
+/// A validated trade.
 pub struct Observed<'a> {
     pub trade: Trade,
-    pub key: &'a [u8],
-    /// Length of the source in `key`.
+    /// The record's key, which is `source:symbol` as text.
+    pub key: Probe<'a>,
+    /// Length of the source in it.
     pub source_len: usize,
-    /// Hash of `key`, computed once for every table it is looked up in.
-    pub hash: u64,
 }
 
 /// The whole topology.

@@ -195,3 +195,38 @@ fn heartbeats() {
     assert!(s.ledger()[4].schema_ids.is_empty());
     check_ledger(&s);
 }
+
+/// A correction that was sent before its time, of a symbol that has left memory since.
+#[test]
+fn a_dropped_symbol_is_not_due() {
+    let mut s = Sim::new(&PipelineConfig {
+        correct_every: HOUR,
+        retention_1m: DAY,
+        cached_symbols: 0,
+        ..PipelineConfig::default()
+    });
+    s.trades(&[t(1, 0, 10), t(2, MIN, 11)]);
+    s.commit();
+    s.trades(&[t(3, 1, 12)]);
+    s.wait(1_000_000);
+    s.trades(&[t(4, 2, 13)]);
+    s.wait(1_000_000);
+    assert_eq!(s.versions().len(), 2, "the second correction waits");
+    // The bar leaves the store, so its correction does not wait any longer.
+    s.trades(&[t(5, 3 * DAY, 14)]);
+    s.wait(1_000_000);
+    let last = |s: &Sim| {
+        let rows = current(s);
+        let row = &rows[&("x".into(), "A".into(), "1m".into(), T0)];
+        (row.trade_count, row.revision)
+    };
+    assert_eq!(last(&s), (3, 2));
+    // Everything of A is closed; another symbol takes its place.
+    s.trades(&[t(1, 9 * DAY, 10).of("B")]);
+    s.wait(1_000_000);
+    s.trades(&[t(2, 9 * DAY, 10).of("B")]);
+    s.wait(2 * HOUR);
+    s.wait(2 * HOUR);
+    assert_eq!(last(&s), (3, 2));
+    check_ledger(&s);
+}

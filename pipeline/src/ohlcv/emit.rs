@@ -47,11 +47,8 @@ impl Bars {
             }
         }
         if self.symbols.len() > self.plan.config.cached_symbols {
-            for at in visit.drain(..) {
-                if self.symbols.at(at).is_idle() {
-                    self.symbols.remove(at);
-                }
-            }
+            visit.retain(|at| self.symbols.at(*at).is_idle());
+            self.symbols.remove(&visit);
         }
         visit.clear();
         self.visit = visit;
@@ -78,7 +75,10 @@ impl Bars {
                 break;
             }
             self.corrections.pop_first();
-            self.visit(at);
+            // It may have been sent earlier, and the symbol dropped since.
+            if self.symbols.holds(at) {
+                self.visit(at);
+            }
         }
         while let Some((due, at)) = self.waiting.first().copied() {
             if due > now && !stopping {
@@ -113,8 +113,7 @@ impl Bars {
                 let value = TimeValue(time).to_bytes().map_err(Failure::fatal)?;
                 ctx.put(STORE, &self.key, &value);
             }
-            let source = &*source.name;
-            out.forward(ctx, Msg::StreamTime { source, time })?;
+            out.forward(ctx, Msg::StreamTime(&(&*source.name, time)))?;
         }
         Ok(())
     }

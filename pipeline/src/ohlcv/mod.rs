@@ -25,7 +25,7 @@ use finlake_topology::{Context, Failure, Forward, Micros, Processor, SinkId};
 
 use crate::config::Plan;
 use crate::ledger::Counts;
-use crate::table::{Table, hash_of};
+use crate::table::{Probe, Table};
 use crate::{Market, Msg, Observed};
 use emit::Emitter;
 use source::Source;
@@ -75,7 +75,7 @@ impl Bars {
         if !self.loaded {
             self.load(ctx)?;
         }
-        let at = match self.symbols.find(seen.hash, seen.key) {
+        let at = match self.symbols.find(&seen.key) {
             Some(at) => at,
             None => self.add(ctx, seen)?,
         };
@@ -282,8 +282,8 @@ impl Bars {
 
     #[cold]
     fn add(&mut self, ctx: &mut Context<'_>, seen: &Observed<'_>) -> Result<u32, Failure> {
-        let name = std::str::from_utf8(seen.key).map_err(Failure::fatal)?;
-        state::name_key(state::SYMBOL, seen.key, &mut self.key);
+        let name = std::str::from_utf8(seen.key.key()).map_err(Failure::fatal)?;
+        state::name_key(state::SYMBOL, seen.key.key(), &mut self.key);
         let stored = match ctx.get_into(STORE, &self.key, &mut self.value)? {
             true => SymbolValue::from_bytes(&self.value).map_err(Failure::fatal)?,
             false => SymbolValue {
@@ -357,9 +357,7 @@ impl Bars {
             symbol.open[k] = Some(cell);
         }
         symbol.waiting = live_due;
-        let at = self
-            .symbols
-            .insert(hash_of(name.as_bytes()), name.as_bytes(), symbol);
+        let at = self.symbols.insert(&Probe::new(name.as_bytes()), symbol);
         for (k, cell) in self.symbols.at(at).open.iter().enumerate() {
             if cell.is_some() {
                 self.sources[source as usize].open[k].push(at);
