@@ -90,6 +90,10 @@ fn ok(code: i16) -> Result<(), i16> {
     if code == 0 { Ok(()) } else { Err(code) }
 }
 
+fn config(seed: u64) -> CoreConfig {
+    CoreConfig { seed, maintenance_interval_ms: 1, ..CoreConfig::default() }
+}
+
 impl Sim {
     pub fn new() -> Sim {
         Sim::on(MemoryStorage::journaled())
@@ -100,7 +104,7 @@ impl Sim {
         let left = Arc::new(Mutex::new(usize::MAX));
         let now = 1_700_000_000_000;
         let storage = Mortal { files: files.clone(), left: left.clone() };
-        let core = Core::open(CoreConfig::default(), Box::new(storage), now).unwrap();
+        let core = Core::open(config(0), Box::new(storage), now).unwrap();
         Sim { core, files, left, now, tickets: 0 }
     }
 
@@ -108,8 +112,7 @@ impl Sim {
     pub fn reopen(&mut self) {
         *self.left.lock().unwrap() = usize::MAX;
         let storage = Mortal { files: self.files.clone(), left: self.left.clone() };
-        let config = CoreConfig { seed: self.tickets, ..CoreConfig::default() };
-        self.core = Core::open(config, Box::new(storage), self.now).unwrap();
+        self.core = Core::open(config(self.tickets), Box::new(storage), self.now).unwrap();
     }
 
     pub fn die_after(&mut self, changes: usize) {
@@ -292,13 +295,15 @@ impl Sim {
                 let mut batch = bytes.split_to(len);
                 let base = i64::from_be_bytes(batch[..8].try_into().unwrap());
                 let last = base + i64::from(i32::from_be_bytes(batch[23..27].try_into().unwrap()));
+                // As clients do: the batch's own time stands for all of its records.
+                let append_time = (batch[22] & 8 != 0).then(|| i64::from_be_bytes(batch[35..43].try_into().unwrap()));
                 for r in RecordBatchDecoder::decode(&mut batch).unwrap().records {
                     pending.retain(|(pid, first)| if *first <= r.offset { skip.insert(*pid); false } else { true });
                     if r.control {
                         skip.remove(&r.producer_id);
                     } else if r.offset >= from && !(r.transactional && committed_only && skip.contains(&r.producer_id)) {
                         let text = |b: Bytes| String::from_utf8(b.to_vec()).unwrap();
-                        out.push(Read { offset: r.offset, timestamp: r.timestamp, key: r.key.map(text).unwrap_or_default(), value: r.value.map(text) });
+                        out.push(Read { offset: r.offset, timestamp: append_time.unwrap_or(r.timestamp), key: r.key.map(text).unwrap_or_default(), value: r.value.map(text) });
                     }
                 }
                 from = last + 1;
@@ -354,7 +359,7 @@ fn encode(pid: i64, epoch: i16, first: i32, records: &[Kv<'_>], transactional: b
         producer_epoch: epoch,
         timestamp_type: TimestampType::Creation,
         offset: i as i64,
-        sequence: if first < 0 { -1 } else { first + i as i32 },
+        sequence: first + i as i32,
         timestamp: *timestamp,
         key: Some(bytes(key)),
         value: value.map(bytes),
