@@ -1,0 +1,24 @@
+# Thin aliases; every recipe is a command that also stands in the README.
+
+_default:
+    @just --list
+
+# The demo, or any command: just run query "SELECT …"
+run *ARGS="demo":
+    ./finlake {{ ARGS }}
+
+# All tests; just test --only PATTERN, --chaos
+test *ARGS:
+    ./test {{ ARGS }}
+
+# Formatting, clippy, licences and sources of dependencies, layering
+lint:
+    scripts/lint.sh
+
+# Micro-benchmarks (criterion), in the one build profile
+bench *ARGS:
+    ./test --bench {{ ARGS }}
+
+# Simulation; a failing run prints its seed: just sim --seed N
+sim *ARGS:
+    ./finlake sim {{ ARGS }}

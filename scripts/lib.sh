@@ -1,0 +1,148 @@
+# Shared by the scripts of this project; sourced, never run. Defines functions only.
+# Callers must not rely on anything but bash 3.2 and the tools of a bare Linux or macOS.
+
+say() { printf '%s\n' "finlake: $*" >&2; }
+loud() { printf '%s\n' "finlake: *** $*" >&2; }
+die() { loud "$*"; exit 1; }
+
+# target_dir: where cargo builds. One folder for all clones and all commands, outside the tree, so
+# that nothing is compiled twice.
+target_dir() {
+  printf '%s\n' "${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/finlake/target}"
+}
+
+# apt_install PACKAGE...: by apt-get, if that works without a question.
+apt_install() {
+  command -v apt-get >/dev/null || return 1
+  local as=()
+  if [ "$(id -u)" != 0 ]; then
+    sudo -n true 2>/dev/null || return 1
+    as=(sudo -n)
+  fi
+  say "installing $* by apt-get"
+  # A package list may be missing or old: refresh it only when the first try fails.
+  local get=(${as[@]+"${as[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get)
+  "${get[@]}" install -y -q --no-install-recommends "$@" >&2 < /dev/null ||
+    { "${get[@]}" update -q >&2 < /dev/null &&
+      "${get[@]}" install -y -q --no-install-recommends "$@" >&2 < /dev/null; }
+}
+
+# new_enough_python: prints a Python 3.10 or newer.
+new_enough_python() {
+  local python
+  for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
+    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      command -v "$python"
+      return
+    fi
+  done
+  return 1
+}
+
+# make_venv PYTHON FOLDER
+make_venv() {
+  "$1" -m venv "$2" >&2 ||
+    { apt_install python3-venv && "$1" -m venv "$2" >&2; }
+}
+
+# has_libclang: whether RocksDB's bindgen will find a libclang, in the places it looks.
+has_libclang() {
+  local pattern
+  if [ -n "${LIBCLANG_PATH:-}" ]; then
+    compgen -G "$LIBCLANG_PATH/libclang*" >/dev/null || [ -f "$LIBCLANG_PATH" ]
+    return
+  fi
+  if command -v llvm-config >/dev/null &&
+    compgen -G "$(llvm-config --libdir)/libclang[.-]*" >/dev/null; then
+    return
+  fi
+  for pattern in \
+    '/usr/lib/llvm*/lib/libclang[.-]*so*' '/usr/lib*/libclang[.-]*so*' \
+    '/usr/lib/*-linux-*/libclang[.-]*so*' '/usr/lib64/llvm*/lib*/libclang[.-]*so*' \
+    '/usr/local/lib*/libclang[.-]*so*' '/usr/local/llvm*/lib*/libclang[.-]*so*' \
+    '/Library/Developer/CommandLineTools/usr/lib/libclang.dylib' \
+    '/Applications/Xcode.app/Contents/Developer/Toolchains/*/usr/lib/libclang.dylib' \
+    '/opt/homebrew/opt/llvm*/lib/libclang.dylib' '/usr/local/opt/llvm*/lib/libclang.dylib'; do
+    compgen -G "$pattern" >/dev/null && return
+  done
+  return 1
+}
+
+# need_toolchain: everything a build needs, or an end with the name of what is missing. Exports
+# CARGO_TARGET_DIR, and LIBCLANG_PATH where libclang had to be brought in. Every command of the
+# project that builds goes through here: another LIBCLANG_PATH would compile RocksDB once more.
+need_toolchain() {
+  local tool cache=${FINLAKE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/finlake}
+  CARGO_TARGET_DIR=$(target_dir)
+  export CARGO_TARGET_DIR
+  command -v cargo >/dev/null || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
+  command -v cargo >/dev/null ||
+    die "Rust is missing: install it with rustup (see rustup.rs), then run this again."
+  for tool in cc c++ make; do
+    command -v $tool >/dev/null || apt_install build-essential ||
+      die "'$tool' is missing: install a C and C++ compiler and make (Debian: build-essential, Fedora: gcc-c++ make, macOS: xcode-select --install)."
+  done
+  local venv=$cache/libclang
+  if [ -z "${LIBCLANG_PATH:-}" ] && [ -f "$venv/.path" ]; then
+    use_libclang "$venv"
+  fi
+  has_libclang && return
+  [ -z "${LIBCLANG_PATH:-}" ] || die "LIBCLANG_PATH is $LIBCLANG_PATH, and there is no libclang: correct or unset it."
+  say "libclang, which RocksDB's build reads headers with, is missing."
+  if apt_install libclang-dev && has_libclang; then
+    return
+  fi
+  say "trying PyPI's libclang, in $venv"
+  local python
+  if python=$(new_enough_python) && make_venv "$python" "$venv" &&
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check libclang==18.1.1 >&2 < /dev/null &&
+    "$venv/bin/python" -c 'import os, clang.native; print(os.path.dirname(clang.native.__file__))' \
+      > "$venv/.path.new" && mv "$venv/.path.new" "$venv/.path"; then
+    use_libclang "$venv"
+    has_libclang && return
+  fi
+  rm -f "$venv/.path"
+  die "libclang is missing and could not be installed: install it (Debian: libclang-dev, Fedora: clang-devel, macOS: brew install llvm), or set LIBCLANG_PATH to the folder that holds it."
+}
+
+# use_libclang VENV: PyPI's libclang comes without the compiler's own headers (stddef.h and its
+# kind), so the C compiler's are named.
+use_libclang() {
+  LIBCLANG_PATH=$(cat "$1/.path")
+  BINDGEN_EXTRA_CLANG_ARGS="-isystem $(cc -print-file-name=include)"
+  export LIBCLANG_PATH BINDGEN_EXTRA_CLANG_ARGS
+}
+
+# build LABEL ARGUMENTS...: cargo with these arguments. On a terminal cargo draws its own progress;
+# elsewhere one plain line now and then, so that a log stays short and a long silence is none.
+build() {
+  local label=$1
+  shift
+  if [ -t 2 ]; then
+    cargo "$@" >&2 < /dev/null
+    return
+  fi
+  local start=$SECONDS crates=0 told=$SECONDS line status
+  while true; do
+    if IFS= read -r -t 20 line; then
+      case $line in
+        *' Compiling '* | *' Checking '*) crates=$((crates + 1)) ;;
+        *' Downloading '* | *' Downloaded '* | *' Fresh '* | *' Blocking '* | *' Locking '* | *' Adding '*) ;;
+        *' Updating '*) ;;
+        'finlake-build-status '*) status=${line#* } && break ;;
+        *) printf '%s\n' "$line" >&2 ;;
+      esac
+    elif [ $? -le 128 ]; then
+      status=1 && break
+    fi
+    if [ $((SECONDS - told)) -ge 60 ]; then
+      told=$SECONDS
+      say "$label: $(((SECONDS - start) / 60)) min, $crates crates so far"
+    fi
+  done < <(
+    cargo "$@" 2>&1 < /dev/null
+    printf 'finlake-build-status %s\n' $?
+  )
+  [ "$crates" = 0 ] || say "$label: done, $crates crates in $((SECONDS - start)) s"
+  return "$status"
+}

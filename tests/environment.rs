@@ -1,0 +1,176 @@
+//! The harness itself: what the other integration tests rely on does what it says.
+
+mod harness;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use harness::{Kafka, Process, Read, Reader, Readers, eventually, secs};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+
+/// Sends `n` records in one transaction; commits it or leaves it open.
+fn produce(kafka: &Kafka, id: &str, topic: &str, n: usize, commit: bool) {
+    let producer: ThreadedProducer<_> = kafka
+        .client()
+        .set("transactional.id", id)
+        .set("linger.ms", "0")
+        .create()
+        .unwrap();
+    producer.init_transactions(secs(30)).unwrap();
+    producer.begin_transaction().unwrap();
+    for i in 0..n {
+        let value = format!("{id} {i}");
+        let record = BaseRecord::to(topic).key("k").payload(&value);
+        producer.send(record).map_err(|(e, _)| e).unwrap();
+    }
+    producer.flush(secs(30)).unwrap();
+    if commit {
+        producer.commit_transaction(secs(30)).unwrap();
+    }
+}
+
+fn committed(kafka: &Kafka, topic: &str) -> Vec<String> {
+    let consumer: BaseConsumer = kafka
+        .client()
+        .set("group.id", format!("reader-{topic}"))
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .create()
+        .unwrap();
+    let mut whole = rdkafka::TopicPartitionList::new();
+    whole
+        .add_partition_offset(topic, 0, rdkafka::Offset::Beginning)
+        .unwrap();
+    consumer.assign(&whole).unwrap();
+    let mut found = Vec::new();
+    loop {
+        match consumer.poll(secs(20)).expect("an answer") {
+            Ok(m) => found.push(String::from_utf8_lossy(m.payload().unwrap()).into_owned()),
+            Err(rdkafka::error::KafkaError::PartitionEOF(_)) => return found,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+#[test]
+fn a_real_broker_commits_survives_a_kill_and_hides_what_is_open() {
+    let Some(kafka) = Kafka::start() else { return };
+    kafka.create_topic("t", 1, &[("cleanup.policy", "delete")]);
+    produce(&kafka, "a", "t", 3, true);
+    kafka.kill9(0);
+    kafka.restart(0);
+    produce(&kafka, "b", "t", 2, true);
+    produce(&kafka, "c", "t", 5, false);
+    assert_eq!(committed(&kafka, "t"), ["a 0", "a 1", "a 2", "b 0", "b 1"]);
+}
+
+fn alive(pid: u32) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !state.is_empty() && !state.contains(") Z ")
+}
+
+fn sleeper(dir: &tempfile::TempDir) -> Process {
+    let mut command = Command::new("bash");
+    command.args([
+        "-c",
+        "echo started; trap 'echo bye; exit 7' TERM; while :; do sleep 0.05; done",
+    ]);
+    let mut process = Process::spawn("sleeper", dir.path(), &command);
+    process.wait_for_log("started", secs(20));
+    process
+}
+
+#[test]
+fn processes_stop_die_pause_and_never_outlive_their_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut graceful = sleeper(&dir);
+    assert_eq!(graceful.stop(secs(20)), 7);
+    assert!(graceful.stdout().contains("bye"));
+
+    let mut killed = sleeper(&dir);
+    killed.kill9();
+    assert_eq!(killed.code(), Some(128 + 9));
+    assert!(!alive(killed.pid()));
+
+    let paused = sleeper(&dir);
+    paused.pause();
+    let pid = paused.pid();
+    drop(paused);
+    eventually("a paused process dies when dropped", secs(20), || {
+        (!alive(pid)).then_some(())
+    });
+
+    let owned = std::thread::spawn(move || {
+        let dir = tempfile::tempdir().unwrap();
+        let process = sleeper(&dir);
+        let pid = process.pid();
+        std::panic::set_hook(Box::new(|_| {}));
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _held = process;
+            panic!("a test fails");
+        }));
+        let _ = std::panic::take_hook();
+        assert!(died.is_err());
+        pid
+    });
+    let pid = owned.join().unwrap();
+    eventually("a process dies with a panicking test", secs(20), || {
+        (!alive(pid)).then_some(())
+    });
+}
+
+#[test]
+fn a_command_that_ends_gives_its_code_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("bash");
+    command.args(["-c", "echo out; echo err >&2; exit 3"]);
+    let start = Instant::now();
+    let mut process = Process::spawn("short", dir.path(), &command);
+    assert_eq!(process.wait(secs(20)), 3);
+    assert_eq!(
+        (process.stdout().as_str(), process.log().as_str()),
+        ("out\n", "err\n")
+    );
+    assert!(start.elapsed() < Duration::from_secs(15));
+}
+
+#[test]
+fn all_engines_read_a_table_alike() {
+    let Some(readers) = Readers::available() else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = dir.path().join("catalog.db");
+    let warehouse = format!("file://{}", dir.path().join("warehouse").display());
+    readers.make_sample(&catalog, &warehouse);
+    const TABLE: &str = "silver.market_ohlcv";
+    let mut what = Read {
+        tables: vec![TABLE],
+        symbol: Some("BTCUSDT"),
+        ..Read::default()
+    };
+    let first = readers.read(Reader::Pyiceberg, &catalog, &warehouse, &what);
+    let oldest = first["tables"][TABLE]["snapshots"][0].as_i64().unwrap();
+    what.snapshots.push((TABLE, oldest));
+    let reports = Reader::ALL.map(|reader| {
+        let report = readers.read(reader, &catalog, &warehouse, &what);
+        report["tables"][TABLE].clone()
+    });
+    let expected = [("count", 4), ("current", 3), ("symbol", 2), ("as_of", 2)];
+    for (reader, report) in Reader::ALL.iter().zip(&reports) {
+        for (part, count) in expected {
+            let got = match part {
+                "count" => &report["count"],
+                _ => &report[part]["count"],
+            };
+            assert_eq!(got, count, "{reader:?} {part}");
+        }
+        for part in ["hash", "columns", "current", "symbol", "as_of"] {
+            assert_eq!(report[part], reports[0][part], "{reader:?} {part}");
+        }
+    }
+    assert_ne!(reports[0]["hash"], reports[0]["as_of"]["hash"]);
+}
