@@ -5,7 +5,7 @@ mod conformance;
 
 use std::sync::OnceLock;
 
-use conformance::{groups, soak, transactions};
+use conformance::{groups, raw, soak, transactions};
 use finlake_devkafka::{Config, DevKafka, Storage};
 
 /// The cluster under test, started once for all checks of this binary.
@@ -48,6 +48,9 @@ checks! {
     groups::static_member_fenced,
     groups::session_timeout,
     groups::commit_and_describe,
+    raw::transaction_codes,
+    raw::data_codes,
+    raw::group_codes,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -260,14 +260,12 @@ fn compaction_respects_transactions() {
     let mut sim = Sim::new();
     sim.create("t", 1, COMPACT);
     let (id, epoch) = sim.producer(Some("tx")).unwrap();
-    let mut sequence = 0;
     let mut expected = BTreeMap::new();
     for i in 0..60 {
         sim.add_partitions("tx", id, epoch, &[("t", 0)]).unwrap();
         let value = format!("{i:0100}");
         let key = format!("k{}", i % 5);
-        let batch = records_batch(id, epoch, sequence, &[(&key, Some(&value), 0)], true);
-        sequence += 1;
+        let batch = records_batch(id, epoch, i, &[(&key, Some(&value), 0)], true);
         sim.produce_in("tx", "t", 0, batch).unwrap();
         let commit = i % 3 != 1;
         sim.end_txn("tx", id, epoch, commit).unwrap();

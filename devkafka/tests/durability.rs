@@ -41,13 +41,13 @@ impl Process {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        for line in lines.map_while(Result::ok) {
-            if let Some(addresses) = line.strip_prefix("listening ") {
-                let (bootstrap, registry) = addresses.split_once(' ').unwrap();
-                return Process { child, bootstrap: bootstrap.to_owned(), registry: registry.to_owned() };
-            }
-        }
-        panic!("the broker process did not start");
+        let mut process = Process { child, bootstrap: String::new(), registry: String::new() };
+        let mut lines = lines.map_while(Result::ok);
+        let addresses = lines.find_map(|l| l.strip_prefix("listening ").map(str::to_owned));
+        let addresses = addresses.expect("the broker process did not start");
+        let (bootstrap, registry) = addresses.split_once(' ').unwrap();
+        (process.bootstrap, process.registry) = (bootstrap.to_owned(), registry.to_owned());
+        process
     }
 
     fn kill(mut self) -> String {

@@ -5,5 +5,6 @@
 
 pub mod clients;
 pub mod groups;
+pub mod raw;
 pub mod soak;
 pub mod transactions;
