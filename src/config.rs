@@ -470,14 +470,8 @@ fn warehouse_url(layers: &mut Layers, warehouse: &str) -> String {
         return warehouse.trim_end_matches('/').to_owned();
     }
     let path = std::path::absolute(warehouse).unwrap_or_else(|_| PathBuf::from(warehouse));
-    match url::Url::from_file_path(&path) {
-        Ok(url) => url.to_string().trim_end_matches('/').to_owned(),
-        Err(()) => {
-            let message = format!("{} is not a folder's path", path.display());
-            layers.problem("lake.warehouse", layers.origin("lake.warehouse"), message);
-            String::new()
-        }
-    }
+    // Not percent-encoded: the other engines take these locations literally, too.
+    format!("file://{}", path.display()).trim_end_matches('/').to_owned()
 }
 
 /// What must hold between keys.

@@ -2,6 +2,13 @@
 //! and provably so. This crate is the application: command line, configuration, roles; the
 //! engine and the domain are the workspace's other crates.
 
+pub mod app;
 pub mod cli;
 pub mod config;
+pub mod generate;
+pub mod ingest;
 pub mod output;
+pub mod parts;
+pub mod serve;
+pub mod sink;
+pub mod topics;

@@ -7,34 +7,40 @@ use clap::{Args, Subcommand, ValueEnum};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    finlake demo                       20 seconds, then the results\n  \
-    finlake demo --trades 1000000      as fast as it goes\n  \
-    finlake demo --data /tmp/lake      keep the lakehouse there\n\n\
-    The tables stay in the data folder: ask them afterwards with `finlake query`.")]
+    finlake demo                               a made-up market; then stays up until Ctrl-C\n  \
+    finlake demo --exit --data lake            ends when everything is in the tables, keeps them\n  \
+    finlake demo --input capture.jsonl.gz --intervals 1m,5m,1h,1d --exit\n\n\
+    Broker, schema registry, stream and sink run in this one process. The tables stay in the data\n\
+    folder: ask them afterwards with `finlake query --data DIR`.")]
 pub struct DemoArgs {
+    /// Take the trades from this file instead (may be repeated; merged by trade time; formats as
+    /// in `finlake ingest file --help`)
+    #[arg(long = "input", value_name = "FILE")]
+    pub inputs: Vec<PathBuf>,
+
+    /// How the input files are written
+    #[arg(long, value_enum, default_value = "auto", requires = "inputs")]
+    pub format: TradeFormat,
+
+    /// Bar intervals, separated by commas (stream.intervals)
+    #[arg(long, value_name = "LIST")]
+    pub intervals: Option<String>,
+
+    /// End when drained: every input record in the tables, every task's last commit too
+    #[arg(long)]
+    pub exit: bool,
+
     /// Trades to make up
-    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000_000))]
     pub trades: u64,
 
     /// Symbols to make up
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub symbols: u32,
-
-    /// Trades per second [default: as fast as it goes]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    pub rate: Option<u32>,
 
     /// Seed of the made-up trades: the same seed makes the same trades
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-
-    /// Take the trades from these files instead (see `finlake ingest file --help`)
-    #[arg(long = "file", value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-
-    /// Keep running after the trades are through, until Ctrl-C
-    #[arg(long)]
-    pub stay: bool,
 }
 
 /// A role of `finlake run`.
@@ -86,6 +92,10 @@ pub enum TradeFormat {
     Csv,
     /// One message of the exchange's WebSocket per line
     Jsonl,
+    /// The exchange's REST answer: an array of trades
+    Rest,
+    /// Kraken's REST answer to Trades
+    Kraken,
 }
 
 #[derive(Debug, Args)]
@@ -118,6 +128,10 @@ pub struct IngestFileArgs {
     /// Stop after this many trades
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
+
+    /// Stop at the first broken line instead of reporting it and going on
+    #[arg(long)]
+    pub strict: bool,
 }
 
 #[derive(Debug, Args)]

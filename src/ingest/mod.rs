@@ -14,6 +14,8 @@ pub mod message;
 pub mod produce;
 
 #[cfg(test)]
+mod kafka_tests;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

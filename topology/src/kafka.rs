@@ -212,6 +212,14 @@ impl Broker for KafkaBroker {
     }
 }
 
+/// Cluster id, topic ids and partition counts of some topics, for those who run no topology.
+///
+/// # Errors
+/// The cluster does not answer.
+pub fn cluster_facts(config: &KafkaConfig, names: &[&str]) -> Result<ClusterFacts, Error> {
+    Watermarks::new(config)?.facts(names)
+}
+
 /// Metadata and bounds, through a client that reads uncommitted.
 pub(crate) struct Watermarks {
     client: BaseConsumer,

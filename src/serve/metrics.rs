@@ -1,0 +1,244 @@
+//! Every metric of the process: name, unit and help in one place, and the observers that move them.
+//!
+//! Names follow the Prometheus conventions; `docs/metrics.md` lists them, and a test keeps the two equal. Nothing here
+//! is on the path of a record: observers are told once per commit.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use finlake_lakehouse::{Outcome, Table};
+use finlake_topology::{CommitStats, Error, Observer};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::sink::SinkObserver;
+
+const LATENCY: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+const END_TO_END: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 3600.0];
+
+/// All metrics and the registry they are in.
+pub struct Metrics {
+    pub registry: Registry,
+    records: IntCounterVec,
+    outputs: IntCounterVec,
+    counted: IntCounterVec,
+    rejected: IntCounterVec,
+    lag: IntGaugeVec,
+    commits: IntCounterVec,
+    commit_seconds: HistogramVec,
+    state_bytes: IntGaugeVec,
+    restore_records: IntCounterVec,
+    restoring: IntGaugeVec,
+    running: IntGaugeVec,
+    held: IntCounterVec,
+    failures: IntCounterVec,
+    sink_rows: IntCounterVec,
+    sink_closed: IntCounterVec,
+    sink_commits: IntCounterVec,
+    sink_seconds: HistogramVec,
+    sink_files: IntGaugeVec,
+    sink_hot: IntGaugeVec,
+    sink_conflicts: IntCounterVec,
+    sink_retries: IntCounterVec,
+    frontier_seconds: IntGauge,
+    end_to_end: Histogram,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// Two metrics of one name, which is a defect.
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let c = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(c.clone()))?;
+            Ok::<_, prometheus::Error>(c)
+        };
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            let g = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(g.clone()))?;
+            Ok::<_, prometheus::Error>(g)
+        };
+        let histogram = |name: &str, help: &str, labels: &[&str]| {
+            let opts = HistogramOpts::new(name, help).buckets(LATENCY.to_vec());
+            let h = HistogramVec::new(opts, labels)?;
+            registry.register(Box::new(h.clone()))?;
+            Ok::<_, prometheus::Error>(h)
+        };
+        let frontier_seconds = IntGauge::new(
+            "finlake_frontier_timestamp_seconds",
+            "System time up to which all tables are whole, seconds since 1970; time() minus it is the frontier's age.",
+        )?;
+        registry.register(Box::new(frontier_seconds.clone()))?;
+        let end_to_end = Histogram::with_opts(
+            HistogramOpts::new(
+                "finlake_end_to_end_seconds",
+                "From a record's Kafka timestamp to the snapshot that holds it; oldest and newest record of each table commit.",
+            )
+            .buckets(END_TO_END.to_vec()),
+        )?;
+        registry.register(Box::new(end_to_end.clone()))?;
+        Ok(Metrics {
+            records: counter("finlake_stream_records_total", "Input records of committed transactions.", &["topic"])?,
+            outputs: counter("finlake_stream_outputs_total", "Records produced to counted topics by committed transactions.", &["topic"])?,
+            counted: counter("finlake_stream_trades_total", "Trades by outcome: accepted, duplicates; corrections counts closed bars emitted again.", &["outcome"])?,
+            rejected: counter("finlake_stream_rejected_total", "Records sent to the dead-letter topic, by class.", &["class"])?,
+            lag: gauge("finlake_stream_lag_records", "Records between a task's position and the end of its input.", &["topic", "partition"])?,
+            commits: counter("finlake_stream_commits_total", "Kafka transactions committed.", &["thread"])?,
+            commit_seconds: histogram("finlake_stream_commit_seconds", "Time of one commit: preparation, transaction, state store.", &["thread"])?,
+            state_bytes: gauge("finlake_state_bytes", "Estimated size of a task's state stores on disk.", &["partition"])?,
+            restore_records: counter("finlake_restore_records_total", "Changelog records replayed into state stores.", &["partition"])?,
+            restoring: gauge("finlake_restore_progress_records", "Changelog records replayed by the restore that is under way; 0 when none is.", &["partition"])?,
+            running: gauge("finlake_task_running", "1 while this process runs the task of the partition.", &["partition"])?,
+            held: counter("finlake_stream_held_total", "Times an input was held back because the schema registry did not answer.", &["topic"])?,
+            failures: counter("finlake_stream_failures_total", "Failures that a stream thread recovered from, by what it did.", &["action"])?,
+            sink_rows: counter("finlake_sink_rows_total", "Rows that became visible in a table.", &["table"])?,
+            sink_closed: counter("finlake_sink_rows_closed_total", "Rows closed by a newer version.", &["table"])?,
+            sink_commits: counter("finlake_sink_commits_total", "Snapshots committed.", &["table"])?,
+            sink_seconds: histogram("finlake_sink_commit_seconds", "Time of one table commit.", &["table"])?,
+            sink_files: gauge("finlake_sink_files", "Live data files.", &["table"])?,
+            sink_hot: gauge("finlake_sink_hot_rows", "Rows held in memory because they are likely to be superseded soon.", &["table"])?,
+            sink_conflicts: counter("finlake_sink_commit_conflicts_total", "Swaps lost to another writer and re-attached.", &["table"])?,
+            sink_retries: counter("finlake_sink_retries_total", "Failures after which the sink read the tables again.", &[])?,
+            frontier_seconds,
+            end_to_end,
+            registry,
+        })
+    }
+
+    /// The listener of one stream thread.
+    pub fn stream_observer(self: &std::sync::Arc<Self>, thread: &str) -> Box<dyn Observer> {
+        Box::new(StreamObserver {
+            metrics: self.clone(),
+            thread: thread.to_owned(),
+        })
+    }
+
+    /// The listener of the sink.
+    pub fn sink_observer(self: &std::sync::Arc<Self>) -> Box<dyn SinkObserver> {
+        Box::new(SinkListener(self.clone()))
+    }
+}
+
+struct StreamObserver {
+    metrics: std::sync::Arc<Metrics>,
+    thread: String,
+}
+
+fn count(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
+impl Observer for StreamObserver {
+    fn restoring(&mut self, task: i32, replayed: u64) {
+        let gauge = self.metrics.restoring.with_label_values(&[&task.to_string()]);
+        gauge.set(i64::try_from(replayed).unwrap_or(i64::MAX));
+    }
+
+    fn restored(&mut self, task: i32, replayed: u64, _took: i64) {
+        let task = task.to_string();
+        self.metrics.restoring.with_label_values(&[&task]).set(0);
+        self.metrics.restore_records.with_label_values(&[&task]).inc_by(replayed);
+        self.metrics.running.with_label_values(&[&task]).set(1);
+    }
+
+    fn released(&mut self, task: i32) {
+        self.metrics.running.with_label_values(&[&task.to_string()]).set(0);
+    }
+
+    fn committed(&mut self, _task: i32, stats: &CommitStats, rejected: &[(String, i64)]) {
+        let m = &self.metrics;
+        for input in &stats.inputs {
+            m.records.with_label_values(&[&input.topic]).inc_by(count(input.records));
+        }
+        for output in &stats.outputs {
+            m.outputs.with_label_values(&[&output.topic]).inc_by(count(output.count));
+        }
+        for (name, n) in ["accepted", "duplicates", "corrections"].iter().zip(&stats.counters) {
+            m.counted.with_label_values(&[name]).inc_by(count(*n));
+        }
+        for (class, n) in rejected {
+            m.rejected.with_label_values(&[class]).inc_by(count(*n));
+        }
+    }
+
+    fn transaction(&mut self, _tasks: usize, took: i64) {
+        let m = &self.metrics;
+        m.commits.with_label_values(&[&self.thread]).inc();
+        m.commit_seconds.with_label_values(&[&self.thread]).observe(took as f64 / 1e6);
+    }
+
+    fn lag(&mut self, task: i32, topic: &str, records: i64) {
+        self.metrics.lag.with_label_values(&[topic, &task.to_string()]).set(records);
+    }
+
+    fn state_size(&mut self, task: i32, bytes: u64) {
+        let gauge = self.metrics.state_bytes.with_label_values(&[&task.to_string()]);
+        gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    fn held(&mut self, _task: i32, topic: &str, _why: &str) {
+        self.metrics.held.with_label_values(&[topic]).inc();
+    }
+
+    fn failed(&mut self, error: &Error) {
+        let action = match error {
+            Error::Retry(_) => "retry",
+            Error::Rejoin(_) => "rejoin",
+            Error::Renew(_) => "renew",
+            Error::Fenced(_) => "fenced",
+            Error::Rebuild(_) => "rebuild",
+            Error::Fatal(_) => "fatal",
+        };
+        self.metrics.failures.with_label_values(&[action]).inc();
+    }
+}
+
+struct SinkListener(std::sync::Arc<Metrics>);
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+impl SinkObserver for SinkListener {
+    fn committed(&mut self, table: Table, outcome: &Outcome, took: Duration) {
+        let m = &self.0;
+        let label = table.to_string();
+        let label = [label.as_str()];
+        m.sink_rows.with_label_values(&label).inc_by(outcome.opened);
+        m.sink_closed.with_label_values(&label).inc_by(outcome.closed);
+        m.sink_conflicts.with_label_values(&label).inc_by(u64::from(outcome.lost_swaps));
+        if outcome.snapshot.is_some() {
+            m.sink_commits.with_label_values(&label).inc();
+            m.sink_seconds.with_label_values(&label).observe(took.as_secs_f64());
+        }
+    }
+
+    fn whole(&mut self, oldest_ms: i64, newest_ms: i64, _rows: usize) {
+        let now = now_ms();
+        for at in [oldest_ms, newest_ms] {
+            self.0.end_to_end.observe((now - at).max(0) as f64 / 1e3);
+        }
+    }
+
+    fn shape(&mut self, table: Table, files: usize, hot_rows: usize) {
+        let label = table.to_string();
+        let label = [label.as_str()];
+        self.0.sink_files.with_label_values(&label).set(i64::try_from(files).unwrap_or(i64::MAX));
+        self.0.sink_hot.with_label_values(&label).set(i64::try_from(hot_rows).unwrap_or(i64::MAX));
+    }
+
+    fn frontier(&mut self, at: i64) {
+        self.0.frontier_seconds.set(at / 1_000_000);
+    }
+
+    fn retried(&mut self, _why: &str) {
+        let none: [&str; 0] = [];
+        self.0.sink_retries.with_label_values(&none).inc();
+    }
+}

@@ -1,0 +1,3 @@
+//! The HTTP endpoint: metrics, health, readiness.
+
+pub mod metrics;

@@ -1,0 +1,171 @@
+//! One Kafka partition's share of the next table commits: rows in builders, cuts, frontier.
+//!
+//! Decodes each record once, straight into the tables' column builders. Never drops a row: what does not decode is a
+//! raw row in Bronze, and an error in Silver and Gold, whose records this application wrote itself.
+
+use finlake_lakehouse::{
+    BronzeRows, Cut, LakeError, Lakehouse, PartitionBatch, RecordAt, Rows, Table, VersionRows,
+};
+use finlake_schemas::{Codec, LedgerEntry, topics};
+
+use super::assemble::{AssembleError, Assembler, Feed, Ready};
+
+/// Rows and cuts of one partition since the last table commit.
+pub struct Pending {
+    partition: i32,
+    bronze: BronzeRows,
+    versions: [VersionRows; 2],
+    cuts: [Vec<Cut>; 3],
+    /// Input position before the first cut of each table.
+    input_start: [Option<i64>; 3],
+    frontier: i64,
+    rows: usize,
+    /// Kafka timestamp (ms) of the oldest input record, for the end-to-end latency.
+    oldest_ms: Option<i64>,
+    newest_ms: Option<i64>,
+}
+
+/// Why a complete commit could not be taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    #[error(transparent)]
+    Assemble(#[from] AssembleError),
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+}
+
+impl Pending {
+    /// Empty builders for a partition.
+    ///
+    /// # Errors
+    /// Those of [`VersionRows::new`].
+    pub fn new(lake: &Lakehouse, partition: i32) -> Result<Self, LakeError> {
+        Ok(Self {
+            partition,
+            bronze: BronzeRows::new(topics::TICKS, partition),
+            versions: [
+                VersionRows::new(&lake.def(Table::Ohlcv), partition)?,
+                VersionRows::new(&lake.def(Table::Metrics), partition)?,
+            ],
+            cuts: Default::default(),
+            input_start: [None; 3],
+            frontier: 0,
+            rows: 0,
+            oldest_ms: None,
+            newest_ms: None,
+        })
+    }
+
+    /// Rows gathered, over the three tables.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether there is nothing to commit, not even a frontier.
+    pub fn is_empty(&self) -> bool {
+        self.cuts.iter().all(Vec::is_empty)
+    }
+
+    /// Kafka timestamps (ms) of the oldest and the newest input record gathered.
+    pub fn span_ms(&self) -> Option<(i64, i64)> {
+        self.oldest_ms.zip(self.newest_ms)
+    }
+
+    /// Takes the commit at the assembler's front in; the caller pops it.
+    ///
+    /// # Errors
+    /// [`TakeError`]; the pending rows are then no longer whole and must be dropped.
+    pub fn take(&mut self, codec: &Codec, assembler: &Assembler, ready: Ready) -> Result<(), TakeError> {
+        let Some((_, entry)) = assembler.entry() else {
+            return Ok(());
+        };
+        let ticks = entry.inputs.iter().find(|i| i.topic == topics::TICKS);
+        let (start, end) = ticks.map_or((0, 0), |r| (r.start, r.end));
+        self.frontier = self.frontier.max(entry.system_time);
+        for (i, wanted) in ready.wanted.into_iter().enumerate() {
+            if wanted {
+                self.input_start[i].get_or_insert(start);
+                self.cuts[i].push(Cut {
+                    commit: entry.commit,
+                    input_end: end,
+                    system_time: entry.system_time,
+                });
+            }
+        }
+        self.rows += ready.counts.iter().sum::<usize>();
+        self.ticks(codec, assembler, ready.counts[0], entry);
+        self.bars(codec, assembler, ready.counts[1])?;
+        self.metrics(codec, assembler, ready.counts[2])
+    }
+
+    fn ticks(&mut self, codec: &Codec, assembler: &Assembler, n: usize, entry: &LedgerEntry) {
+        for r in assembler.records(0, n) {
+            let value = r.value.unwrap_or_default();
+            let at = RecordAt {
+                offset: r.offset,
+                timestamp: r.timestamp_ms.saturating_mul(1000),
+                key: r.key,
+                schema_id: finlake_schemas::schema_id(value),
+                commit: entry.commit,
+                sys_from: entry.system_time,
+            };
+            match codec.decode_tick(value) {
+                Ok(tick) => self.bronze.push_tick(&at, &tick, value),
+                Err(_) => self.bronze.push_raw(&at, value),
+            }
+            self.oldest_ms = Some(self.oldest_ms.map_or(r.timestamp_ms, |o| o.min(r.timestamp_ms)));
+            self.newest_ms = Some(self.newest_ms.map_or(r.timestamp_ms, |o| o.max(r.timestamp_ms)));
+        }
+    }
+
+    fn undecodable(&self, feed: Feed, offset: i64, message: &impl ToString) -> TakeError {
+        TakeError::Assemble(AssembleError::Undecodable {
+            partition: self.partition,
+            topic: feed.topic(),
+            offset,
+            message: message.to_string(),
+        })
+    }
+
+    fn bars(&mut self, codec: &Codec, assembler: &Assembler, n: usize) -> Result<(), TakeError> {
+        for r in assembler.records(1, n) {
+            let bar = codec
+                .decode_bar(r.value.unwrap_or_default())
+                .map_err(|e| self.undecodable(Feed::Ohlcv, r.offset, &e))?;
+            self.versions[0].push_bar(&bar, r.offset)?;
+        }
+        Ok(())
+    }
+
+    fn metrics(&mut self, codec: &Codec, assembler: &Assembler, n: usize) -> Result<(), TakeError> {
+        for r in assembler.records(2, n) {
+            let metrics = codec
+                .decode_metrics(r.value.unwrap_or_default())
+                .map_err(|e| self.undecodable(Feed::Metrics, r.offset, &e))?;
+            self.versions[1].push_metrics(&metrics, r.offset)?;
+        }
+        Ok(())
+    }
+
+    /// One part per table, `None` where the table has nothing to take.
+    pub fn finish(self) -> [Option<PartitionBatch>; 3] {
+        let [silver, gold] = self.versions;
+        let [c0, c1, c2] = self.cuts;
+        let [s0, s1, s2] = self.input_start;
+        let (partition, frontier) = (self.partition, self.frontier);
+        let part = |cuts: Vec<Cut>, start: Option<i64>, rows: Rows| {
+            (!cuts.is_empty()).then(|| PartitionBatch {
+                partition,
+                input_start: start.unwrap_or(0),
+                cuts,
+                frontier,
+                rows,
+            })
+        };
+        [
+            part(c0, s0, Rows::Bronze(self.bronze)),
+            part(c1, s1, Rows::Versions(silver)),
+            part(c2, s2, Rows::Versions(gold)),
+        ]
+    }
+}

@@ -1,0 +1,633 @@
+//! The sink's loop. See the module above for its rules.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use finlake_lakehouse::{LakeError, Lakehouse, Outcome, Position, SinkBatch, Table, TableSink};
+use finlake_schemas::{Codec, LedgerEntry};
+use finlake_topology::broker::{Event, PollLimits};
+use finlake_topology::kafka::{AttachedConsumer, KafkaConfig};
+use finlake_topology::{Error as KafkaError, RecordBatch, TopicIdx};
+use parking_lot::Mutex;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use tokio::runtime::Handle;
+
+use super::assemble::{AssembleError, Assembler, Feed, Held};
+use super::batch::{Pending, TakeError};
+use super::queue::Queued;
+
+/// Order of the consumer's topics: the ledger leads, the rest is attached.
+const FEEDS: [Feed; 4] = [Feed::Ledger, Feed::Ticks, Feed::Ohlcv, Feed::Metrics];
+/// Bytes waiting for their ledger entry before a partition's inputs are paused.
+const WAITING_BYTES: usize = 32 << 20;
+/// Ledger entries read ahead of their records.
+const WAITING_ENTRIES: usize = 4096;
+
+/// How the sink behaves.
+#[derive(Debug, Clone)]
+pub struct SinkOptions {
+    /// Between table commits.
+    pub commit_interval: Duration,
+    /// Between commits without rows, which only move the frontier.
+    pub frontier_interval: Duration,
+    /// Rows that make a commit at once.
+    pub max_rows: usize,
+}
+
+impl Default for SinkOptions {
+    fn default() -> Self {
+        Self {
+            commit_interval: Duration::from_secs(10),
+            frontier_interval: Duration::from_secs(60),
+            max_rows: 400_000,
+        }
+    }
+}
+
+/// Why the sink stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    #[error(transparent)]
+    Books(#[from] AssembleError),
+    #[error(
+        "market.ticks partition {partition} begins at offset {low}, but {table} holds input only up to {held}: \
+         offsets {held}..{low} are gone from the topic (retention or DeleteRecords). Raise retention.ms; to go on, \
+         restore the records into the topic or rebuild the table in a new warehouse"
+    )]
+    Lost {
+        table: Table,
+        partition: i32,
+        held: i64,
+        low: i64,
+    },
+}
+
+impl From<TakeError> for SinkError {
+    fn from(e: TakeError) -> Self {
+        match e {
+            TakeError::Assemble(e) => SinkError::Books(e),
+            TakeError::Lake(e) => SinkError::Lake(e),
+        }
+    }
+}
+
+/// How to end the sink from outside.
+#[derive(Debug, Default)]
+pub struct SinkControl {
+    /// Commit what is whole, then return.
+    pub stop: AtomicBool,
+    /// Return once every owned partition has reached this offset of the ledger and all of it is in the tables.
+    pub drain_to: Mutex<Option<BTreeMap<i32, i64>>>,
+    /// On a stop leave the group (scale-down).
+    pub leave: AtomicBool,
+}
+
+/// What the sink has reached, for waiting, readiness and metrics.
+#[derive(Debug, Default)]
+pub struct SinkStatus {
+    /// Positions per partition, in the order of [`Table::ALL`].
+    pub positions: BTreeMap<i32, [Position; 3]>,
+    /// Snapshots made, per table.
+    pub snapshots: [u64; 3],
+    /// Swaps lost to other writers.
+    pub lost_swaps: u64,
+    /// The group has answered at least once.
+    pub joined: bool,
+}
+
+/// What the sink tells the outside.
+pub trait SinkObserver: Send {
+    /// A table commit is done.
+    fn committed(&mut self, table: Table, outcome: &Outcome, took: Duration) {
+        let _ = (table, outcome, took);
+    }
+    /// Kafka timestamps (ms) of oldest and newest input record now in the tables, and how many.
+    fn whole(&mut self, oldest_ms: i64, newest_ms: i64, rows: usize) {
+        let _ = (oldest_ms, newest_ms, rows);
+    }
+    /// Live data files and hot rows of a table.
+    fn shape(&mut self, table: Table, files: usize, hot_rows: usize) {
+        let _ = (table, files, hot_rows);
+    }
+    /// System time (µs) up to which all owned partitions of all tables are whole.
+    fn frontier(&mut self, at: i64) {
+        let _ = at;
+    }
+    /// A failure that is retried.
+    fn retried(&mut self, why: &str) {
+        let _ = why;
+    }
+}
+
+/// Nobody listens.
+#[derive(Debug, Default)]
+pub struct SilentSink;
+impl SinkObserver for SilentSink {}
+
+struct Part {
+    assembler: Assembler,
+    pending: Pending,
+    /// Per feed of [`Feed::ROWS`] past the first: records of commits the table holds are still being skipped.
+    skipping: [bool; 3],
+    held: [Held; 3],
+    /// Topics held back, indices into [`FEEDS`].
+    paused: Vec<u16>,
+    /// The reading began from a consumer-group offset, which is only a hint.
+    hinted: bool,
+    ledger_position: i64,
+    last_flush: Instant,
+}
+
+/// See the module above.
+pub struct Sink {
+    consumer: AttachedConsumer,
+    watermarks: BaseConsumer,
+    lake: Lakehouse,
+    tables: [TableSink; 3],
+    codec: Arc<Codec>,
+    runtime: Handle,
+    options: SinkOptions,
+    status: Arc<Mutex<SinkStatus>>,
+    observer: Box<dyn SinkObserver>,
+    parts: BTreeMap<i32, Part>,
+    batch: RecordBatch,
+    due: Instant,
+    failures: u32,
+}
+
+impl Sink {
+    /// Opens the tables and makes the clients; joins nothing yet. `kafka.app_id` is the sink's consumer group.
+    ///
+    /// # Errors
+    /// Those of [`TableSink::open`] and of the clients.
+    pub fn new(
+        kafka: &KafkaConfig,
+        lake: Lakehouse,
+        codec: Arc<Codec>,
+        runtime: Handle,
+        options: SinkOptions,
+        observer: Box<dyn SinkObserver>,
+    ) -> Result<Self, SinkError> {
+        let names: Vec<String> = FEEDS.iter().map(|f| f.topic().to_owned()).collect();
+        let consumer = AttachedConsumer::new(kafka, &kafka.app_id, &names)?;
+        let mut client = rdkafka::ClientConfig::new();
+        client.set("bootstrap.servers", &kafka.bootstrap);
+        for (key, value) in &kafka.properties {
+            client.set(key, value);
+        }
+        let watermarks = client
+            .create()
+            .map_err(|e| KafkaError::Fatal(format!("Kafka client of the sink: {e}")))?;
+        let tables = runtime.block_on(async {
+            Ok::<_, LakeError>([
+                TableSink::open(&lake, Table::Ticks).await?,
+                TableSink::open(&lake, Table::Ohlcv).await?,
+                TableSink::open(&lake, Table::Metrics).await?,
+            ])
+        })?;
+        Ok(Self {
+            consumer,
+            watermarks,
+            lake,
+            tables,
+            codec,
+            runtime,
+            due: Instant::now() + options.commit_interval,
+            options,
+            status: Arc::default(),
+            observer,
+            parts: BTreeMap::new(),
+            batch: RecordBatch::new(),
+            failures: 0,
+        })
+    }
+
+    /// What it has reached; shared.
+    pub fn status(&self) -> Arc<Mutex<SinkStatus>> {
+        self.status.clone()
+    }
+
+    /// Runs until stopped or drained, or until a human is needed.
+    ///
+    /// # Errors
+    /// [`SinkError`]: the books do not add up, a table moved, input is lost.
+    pub fn run(&mut self, control: &SinkControl) -> Result<(), SinkError> {
+        self.consumer.subscribe()?;
+        loop {
+            match self.turn(control) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => self.recover(error)?,
+            }
+        }
+    }
+
+    /// poll → feed → assemble → maybe commit → rebalance. True ends the sink.
+    fn turn(&mut self, control: &SinkControl) -> Result<bool, SinkError> {
+        let wait = self.due.saturating_duration_since(Instant::now());
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.clear();
+        let event = self
+            .consumer
+            .poll(&mut batch, PollLimits::default(), wait.min(Duration::from_millis(50)));
+        let fed = self.feed(&batch);
+        self.batch = batch;
+        fed?;
+        self.assemble()?;
+        let stopping = control.stop.load(Ordering::Relaxed);
+        let event = event?;
+        let drained = self.drained(control)?;
+        let full = self.parts.values().map(|p| p.pending.rows()).sum::<usize>() >= self.options.max_rows;
+        if full || stopping || drained || event.is_some() || Instant::now() >= self.due {
+            self.commit(stopping || drained || event.is_some())?;
+        }
+        match event {
+            Some(Event::Assigned(partitions)) => {
+                self.consumer.accept_assigned()?;
+                self.begin(&partitions, true)?;
+                self.status.lock().joined = true;
+            }
+            Some(Event::Revoked(partitions) | Event::Lost(partitions)) => {
+                self.forget(&partitions);
+                self.consumer.release(&partitions)?;
+            }
+            None => {}
+        }
+        if stopping && control.leave.load(Ordering::Relaxed) {
+            self.consumer.unsubscribe();
+            let all: Vec<i32> = self.parts.keys().copied().collect();
+            self.forget(&all);
+        }
+        Ok(stopping || drained)
+    }
+
+    fn forget(&mut self, partitions: &[i32]) {
+        for p in partitions {
+            self.parts.remove(p);
+            self.status.lock().positions.remove(p);
+        }
+        for table in &mut self.tables {
+            table.revoke(partitions);
+        }
+    }
+
+    /// Reads the positions that stand in the tables and begins there.
+    fn begin(&mut self, partitions: &[i32], hints: bool) -> Result<(), SinkError> {
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let [a, b, c] = &mut self.tables;
+        self.runtime
+            .block_on(async { tokio::try_join!(a.assign(partitions), b.assign(partitions), c.assign(partitions)) })?;
+        for &partition in partitions {
+            let held: [Held; 3] = std::array::from_fn(|i| {
+                let at = self.tables[i].positions().get(&partition).copied().unwrap_or_default();
+                Held {
+                    commit: at.commit,
+                    input_end: at.input_end,
+                }
+            });
+            let lows = self.lows(partition)?;
+            for (table, held) in Table::ALL.into_iter().zip(held).take(1) {
+                if held.commit > 0 && held.input_end < lows[1] {
+                    return Err(SinkError::Lost {
+                        table,
+                        partition,
+                        held: held.input_end,
+                        low: lows[1],
+                    });
+                }
+            }
+            let hint = if hints && held.iter().all(|h| h.commit > 0) {
+                self.consumer.committed(partition).unwrap_or_default()
+            } else {
+                Vec::new()
+            };
+            let at = |i: usize| {
+                hint.get(i)
+                    .copied()
+                    .flatten()
+                    .map_or(lows[i], |hint| hint.max(lows[i]))
+            };
+            let ticks = if held[0].commit > 0 { held[0].input_end } else { lows[1] };
+            let from = [at(0), ticks, at(2), at(3)];
+            self.consumer.start(partition, &from)?;
+            tracing::info!(
+                partition,
+                bronze = held[0].commit,
+                silver = held[1].commit,
+                gold = held[2].commit,
+                "the sink goes on after these commits"
+            );
+            self.parts.insert(
+                partition,
+                Part {
+                    assembler: Assembler::new(partition, held, [from[1], from[2], from[3]]),
+                    pending: Pending::new(&self.lake, partition)?,
+                    skipping: [false, true, true],
+                    held,
+                    paused: Vec::new(),
+                    hinted: hint.iter().flatten().next().is_some(),
+                    ledger_position: from[0],
+                    last_flush: Instant::now(),
+                },
+            );
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn lows(&self, partition: i32) -> Result<[i64; 4], SinkError> {
+        let mut lows = [0; 4];
+        for (low, feed) in lows.iter_mut().zip(FEEDS) {
+            let bounds = self
+                .watermarks
+                .fetch_watermarks(feed.topic(), partition, Duration::from_secs(10))
+                .map_err(|e| KafkaError::Retry(format!("watermarks of {}/{partition}: {e}", feed.topic())))?;
+            *low = bounds.0;
+        }
+        Ok(lows)
+    }
+
+    fn feed(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
+        for run in batch.runs() {
+            let feed = FEEDS[run.topic.index()];
+            let Some(part) = self.parts.get_mut(&run.partition) else {
+                continue; // fetched before the partition went
+            };
+            for r in batch.records(*run) {
+                let value = r.value.unwrap_or_default();
+                resolve(&self.codec, value, feed, &mut *self.observer)?;
+                if feed == Feed::Ledger {
+                    let entry: LedgerEntry = self.codec.decode_ledger(value).map_err(|e| AssembleError::Undecodable {
+                        partition: run.partition,
+                        topic: feed.topic(),
+                        offset: r.offset,
+                        message: e.to_string(),
+                    })?;
+                    part.ledger_position = r.offset + 1;
+                    part.assembler.push_ledger(r.offset, entry)?;
+                    continue;
+                }
+                let i = Feed::ROWS.iter().position(|f| *f == feed).unwrap_or(0);
+                if part.skipping[i] {
+                    if commit_of(&self.codec, feed, value).is_some_and(|c| c <= part.held[i].commit) {
+                        continue;
+                    }
+                    part.skipping[i] = false;
+                }
+                part.assembler.push(
+                    feed,
+                    Queued {
+                        offset: r.offset,
+                        timestamp_ms: r.timestamp_ms,
+                        key: r.key,
+                        value: r.value,
+                    },
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes every commit that is whole, and holds back partitions that run too far ahead of their ledger.
+    fn assemble(&mut self) -> Result<(), SinkError> {
+        for (&partition, part) in &mut self.parts {
+            while part.pending.rows() < self.options.max_rows {
+                let Some(ready) = part.assembler.ready()? else {
+                    break;
+                };
+                part.pending.take(&self.codec, &part.assembler, ready)?;
+                part.assembler.pop(ready);
+                part.hinted = false;
+            }
+            let waiting = part.assembler.bytes();
+            let entries = part.assembler.entries_waiting();
+            let too_much = waiting > WAITING_BYTES || entries > WAITING_ENTRIES;
+            // Whatever is short must go on, or nothing ever would: records ahead of the ledger pause the
+            // records, entries ahead of their records pause the ledger.
+            if too_much && part.paused.is_empty() {
+                let hold: &[u16] = match entries {
+                    0 => &[1, 2, 3],
+                    n if n > WAITING_ENTRIES => &[0],
+                    _ => &[],
+                };
+                for topic in hold {
+                    self.consumer.hold_input(TopicIdx(*topic), partition)?;
+                    part.paused.push(*topic);
+                }
+            } else if !part.paused.is_empty() && waiting < WAITING_BYTES / 2 && entries < WAITING_ENTRIES / 2 {
+                let [ticks, ohlcv, metrics] = part.assembler.reached();
+                let next = [part.ledger_position, ticks, ohlcv, metrics];
+                for topic in part.paused.drain(..) {
+                    self.consumer
+                        .start_input(TopicIdx(topic), partition, next[usize::from(topic)])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands what is whole to the tables. `all`: heartbeats without rows too.
+    fn commit(&mut self, all: bool) -> Result<(), SinkError> {
+        self.due = Instant::now() + self.options.commit_interval;
+        let mut batches: [SinkBatch; 3] = Default::default();
+        let mut span: Option<(i64, i64)> = None;
+        let mut rows = 0;
+        for (&partition, part) in &mut self.parts {
+            let overdue = part.last_flush.elapsed() >= self.options.frontier_interval;
+            if part.pending.is_empty() || (part.pending.rows() == 0 && !all && !overdue) {
+                continue;
+            }
+            part.last_flush = Instant::now();
+            let pending = std::mem::replace(&mut part.pending, Pending::new(&self.lake, partition)?);
+            rows += pending.rows();
+            if let Some((old, new)) = pending.span_ms() {
+                span = Some(span.map_or((old, new), |(o, n)| (o.min(old), n.max(new))));
+            }
+            for (batch, of_part) in batches.iter_mut().zip(pending.finish()) {
+                batch.parts.extend(of_part);
+            }
+        }
+        if batches.iter().all(|b| b.parts.is_empty()) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let [a, b, c] = &mut self.tables;
+        let [x, y, z] = batches;
+        let outcomes = self.runtime.block_on(async {
+            let one = |table: Table, outcome: Result<Outcome, LakeError>| outcome.map(|o| (table, o, began.elapsed()));
+            tokio::join!(
+                async { one(Table::Ticks, commit_one(a, x).await) },
+                async { one(Table::Ohlcv, commit_one(b, y).await) },
+                async { one(Table::Metrics, commit_one(c, z).await) },
+            )
+        });
+        // Every table that has committed is told of, even if another has failed.
+        let mut failed = None;
+        for outcome in [outcomes.0, outcomes.1, outcomes.2] {
+            match outcome {
+                Ok((table, outcome, took)) => {
+                    let mut status = self.status.lock();
+                    status.snapshots[table as usize] += u64::from(outcome.snapshot.is_some());
+                    status.lost_swaps += u64::from(outcome.lost_swaps);
+                    drop(status);
+                    self.observer.committed(table, &outcome, took);
+                }
+                Err(e) => failed = Some(failed.map_or(e, |f: LakeError| if f.is_transient() { f } else { f })),
+            }
+        }
+        self.publish();
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        self.failures = 0;
+        if let Some((old, new)) = span {
+            self.observer.whole(old, new, rows);
+        }
+        for (table, sink) in Table::ALL.into_iter().zip(&self.tables) {
+            self.observer.shape(table, sink.live_files(), sink.hot_rows());
+        }
+        self.tell_tools();
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        let mut status = self.status.lock();
+        let mut frontier = i64::MAX;
+        for &partition in self.parts.keys() {
+            let at: [Position; 3] =
+                std::array::from_fn(|i| self.tables[i].positions().get(&partition).copied().unwrap_or_default());
+            frontier = frontier.min(at.iter().map(|p| p.frontier).min().unwrap_or(0));
+            status.positions.insert(partition, at);
+        }
+        drop(status);
+        if frontier != i64::MAX {
+            self.observer.frontier(frontier);
+        }
+    }
+
+    /// Consumer-group offsets, for lag tools, and as a hint where to begin reading after a restart.
+    fn tell_tools(&self) {
+        let mut all = Vec::new();
+        for (&partition, part) in &self.parts {
+            if let Some(offsets) = part.assembler.resume_offsets(part.ledger_position) {
+                all.push((partition, offsets.to_vec()));
+            }
+        }
+        if !all.is_empty()
+            && let Err(e) = self.consumer.commit_for_tools(&all)
+        {
+            tracing::debug!("offsets for lag tools: {e}");
+        }
+    }
+
+    fn drained(&mut self, control: &SinkControl) -> Result<bool, SinkError> {
+        let goal = control.drain_to.lock();
+        let Some(goal) = goal.as_ref() else {
+            return Ok(false);
+        };
+        if self.parts.is_empty() && !self.status.lock().joined {
+            return Ok(false);
+        }
+        let mut positions = Vec::new();
+        for (&partition, part) in &mut self.parts {
+            self.consumer.positions(partition, &mut positions)?;
+            if let Some(at) = positions.first().copied().flatten() {
+                part.ledger_position = part.ledger_position.max(at);
+            }
+            let end = goal.get(&partition).copied().unwrap_or(0);
+            if part.ledger_position < end || part.assembler.entries_waiting() > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// After a failure the tables are read again: they alone say what they hold.
+    fn recover(&mut self, error: SinkError) -> Result<(), SinkError> {
+        let partitions: Vec<i32> = self.parts.keys().copied().collect();
+        let hinted = self.parts.values().any(|p| p.hinted);
+        let hints = match &error {
+            SinkError::Books(AssembleError::CommitGap { .. } | AssembleError::Count { .. }) if hinted => {
+                tracing::warn!("{error}; the consumer group's offsets were ahead of the tables, reading from the log start");
+                false
+            }
+            SinkError::Lake(e) if e.is_transient() || e.is_stale() => true,
+            SinkError::Kafka(KafkaError::Retry(_) | KafkaError::Rejoin(_)) => true,
+            _ => return Err(error),
+        };
+        self.failures += 1;
+        self.observer.retried(&error.to_string());
+        let pause = Duration::from_millis(100) * 2u32.pow(self.failures.min(7));
+        tracing::warn!("{error}; the sink reads the tables again in {pause:?}");
+        std::thread::sleep(pause);
+        if self.failures > 20 {
+            return Err(error);
+        }
+        self.parts.clear();
+        for table in &mut self.tables {
+            table.revoke(&partitions);
+        }
+        match self.begin(&partitions, hints) {
+            Ok(()) => Ok(()),
+            Err(again) => {
+                for p in &partitions {
+                    // Keep what is owned on the list, so that the next recovery begins it.
+                    self.parts.entry(*p).or_insert(Part {
+                        assembler: Assembler::new(*p, [Held::default(); 3], [0; 3]),
+                        pending: Pending::new(&self.lake, *p)?,
+                        skipping: [false, true, true],
+                        held: [Held::default(); 3],
+                        paused: Vec::new(),
+                        hinted: false,
+                        ledger_position: 0,
+                        last_flush: Instant::now(),
+                    });
+                    self.consumer.hold(*p)?;
+                }
+                self.recover(again)
+            }
+        }
+    }
+}
+
+async fn commit_one(sink: &mut TableSink, batch: SinkBatch) -> Result<Outcome, LakeError> {
+    if batch.parts.is_empty() {
+        return Ok(Outcome::default());
+    }
+    sink.commit(batch).await
+}
+
+/// The commit number that an output record carries.
+fn commit_of(codec: &Codec, feed: Feed, value: &[u8]) -> Option<i64> {
+    match feed {
+        Feed::Ohlcv => codec.decode_bar(value).ok().map(|b| b.commit),
+        Feed::Metrics => codec.decode_metrics(value).ok().map(|m| m.commit),
+        Feed::Ledger | Feed::Ticks => None,
+    }
+}
+
+/// Resolves an unknown writer schema before the record is decoded; waits for the registry as long as it takes.
+fn resolve(codec: &Codec, value: &[u8], feed: Feed, observer: &mut dyn SinkObserver) -> Result<(), SinkError> {
+    let Some(id) = finlake_schemas::schema_id(value) else {
+        return Ok(());
+    };
+    if codec.knows(id) {
+        return Ok(());
+    }
+    match codec.resolve(id) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            observer.retried(&e.to_string());
+            Err(KafkaError::Retry(format!("schema {id} of {}: {e}", feed.topic())).into())
+        }
+    }
+}
+
