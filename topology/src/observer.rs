@@ -22,6 +22,11 @@ pub trait Observer: Send {
         let _ = (task, replayed, took);
     }
 
+    /// How many tasks of the thread catch up and run, once a second.
+    fn tasks(&mut self, restoring: usize, running: usize) {
+        let _ = (restoring, running);
+    }
+
     /// A task has left the thread.
     fn released(&mut self, task: i32) {
         let _ = task;

@@ -395,7 +395,14 @@ impl<D: Domain> Task<D> {
                 let mut all = cp.changelog.iter();
                 all.find(|(s, _)| **s == **store).map(|(_, at)| *at)
             });
-            delivered(id).or(known).map(|at| (store.to_string(), at))
+            let new = delivered(id);
+            check(Inv::StoreNotAhead, new >= known || new.is_none(), || {
+                format!(
+                    "task {}: `{store}` from {known:?} to {new:?}",
+                    self.core.task
+                )
+            });
+            new.or(known).map(|at| (store.to_string(), at))
         });
         let checkpoint = Checkpoint {
             changelog: changelog.collect(),

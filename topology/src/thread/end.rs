@@ -18,6 +18,10 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
             return;
         }
         self.reported_at = now;
+        let all = self.slots.len();
+        let running = self.slots.values().filter(|s| s.catch_up.is_none());
+        let running = running.count();
+        self.hooks.observer.tasks(all - running, running);
         for (&partition, slot) in &mut self.slots {
             let Some(task) = &slot.task else { continue };
             for (topic, position) in task.positions().enumerate() {

@@ -266,6 +266,10 @@ impl Kafka {
 
     /// What a read_committed consumer reads: offset, key, value.
     pub fn read(&self, topic: &str, partition: i32) -> Vec<(i64, Vec<u8>, Option<Vec<u8>>)> {
+        let topic = match topic {
+            "sums-changelog" => "toy-sums-changelog",
+            topic => topic,
+        };
         let c = self.lock();
         let log = c.logs.get(&(topic.to_owned(), partition));
         let all = log.map_or(Vec::new(), |log| log.iter().enumerate().collect());

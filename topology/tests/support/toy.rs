@@ -145,13 +145,19 @@ pub const SINKS: [&str; 4] = ["in.dlq", "echo", "counts", "ledger"];
 pub const APP: &str = "toy";
 
 pub fn topology() -> Topology<Toy> {
+    topology_of("")
+}
+
+/// The same over topics that begin with `prefix`.
+pub fn topology_of(prefix: &str) -> Topology<Toy> {
+    let name = |topic: &str| format!("{prefix}{topic}");
     let mut b = TopologyBuilder::<Toy>::new();
-    let lead = b.source("in");
-    let aux = b.source("aux");
-    b.dlq("in.dlq");
-    let echo = b.sink("echo", SinkOptions::counted());
-    let counts = b.sink("counts", SinkOptions::counted());
-    let ledger = b.sink("ledger", SinkOptions::plain());
+    let lead = b.source(&name("in"));
+    let aux = b.source(&name("aux"));
+    b.dlq(&name("in.dlq"));
+    let echo = b.sink(&name("echo"), SinkOptions::counted());
+    let counts = b.sink(&name("counts"), SinkOptions::counted());
+    let ledger = b.sink(&name("ledger"), SinkOptions::plain());
     let all: NodeId = b.merge("inputs", &[lead, aux]);
     let count = b
         .process("count", &[all])

@@ -1,0 +1,237 @@
+//! The rdkafka binding against a broker: devkafka, or a real Kafka named by
+//! `FINLAKE_KAFKA_BOOTSTRAP` (fault tests are skipped there).
+
+mod support;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use finlake_devkafka::Fault;
+use finlake_topology::Error;
+use finlake_topology::state::StateDb;
+use support::cluster::{Cluster, Death, KILLED, Runner};
+
+const WITHIN: Duration = Duration::from_secs(60);
+
+fn logs() {
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer()
+        .try_init();
+}
+
+#[test]
+fn drains_what_is_there_exactly_once() {
+    logs();
+    let c = Cluster::new();
+    c.feed(500);
+    c.feed_transaction(false);
+    c.feed_transaction(true);
+    let db = StateDb::memory();
+    let run = Runner::start(c.thread("a", &db));
+    run.control.drain.store(true, Ordering::Relaxed);
+    run.join().unwrap();
+    assert!(c.caught_up(), "{:?} {:?}", c.committed(), c.input_ends());
+    c.check();
+    // A restart finds its store up to date; a lost store is restored.
+    for db in [db, StateDb::memory()] {
+        c.feed(20);
+        let run = Runner::start(c.thread("a", &db));
+        run.control.drain.store(true, Ordering::Relaxed);
+        run.join().unwrap();
+        c.check();
+    }
+}
+
+#[test]
+fn survives_a_death_at_every_step() {
+    logs();
+    let c = Cluster::new();
+    let mut db = StateDb::memory();
+    for (n, death) in [
+        Death::AfterSend,
+        Death::AfterFlush,
+        Death::AfterOffsets,
+        Death::BeforeCommit,
+        Death::AfterCommit,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        c.feed(30);
+        let mut thread = c.thread("a", &db);
+        *thread.broker_mut().death.lock() = Some(death);
+        let run = Runner::start(thread);
+        let error = run.join().unwrap_err();
+        assert!(error.message().contains(KILLED), "{error}");
+        if n % 2 == 1 {
+            db = StateDb::memory();
+        }
+    }
+    let run = Runner::start(c.thread("a", &db));
+    c.wait_caught_up(WITHIN);
+    run.stop();
+    c.check();
+}
+
+#[test]
+fn partitions_move_between_two_threads_and_stay_paired() {
+    logs();
+    let c = Cluster::new();
+    c.feed(200);
+    let (one, two) = (StateDb::memory(), StateDb::memory());
+    let a = Runner::start(c.thread("a", &one));
+    c.wait_caught_up(WITHIN);
+    let b = Runner::start(c.thread("b", &two));
+    for _ in 0..20 {
+        c.feed(20);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    c.wait_caught_up(WITHIN);
+    a.leave();
+    c.feed(50);
+    c.wait_caught_up(WITHIN);
+    b.stop();
+    c.check();
+}
+
+#[test]
+fn a_pause_beyond_the_transaction_timeout_is_survived() {
+    logs();
+    let Some(c) = Cluster::faulty() else { return };
+    c.feed(20);
+    let thread_db = StateDb::memory();
+    let mut thread = c.thread("a", &thread_db);
+    let death = thread.broker_mut().death.clone();
+    let run = Runner::start(thread);
+    c.wait_caught_up(WITHIN);
+    *death.lock() = Some(Death::Pause(5_000));
+    c.feed(20);
+    c.wait_caught_up(WITHIN);
+    run.stop();
+    c.check();
+}
+
+#[test]
+fn a_second_process_with_the_same_id_stops_the_first() {
+    logs();
+    let c = Cluster::new();
+    c.feed(20);
+    let (one, two) = (StateDb::memory(), StateDb::memory());
+    let a = Runner::start(c.thread("a", &one));
+    c.wait_caught_up(WITHIN);
+    let b = Runner::start(c.thread("a", &two));
+    for _ in 0..100 {
+        c.feed(5);
+        std::thread::sleep(Duration::from_millis(100));
+        if a.ended() {
+            break;
+        }
+    }
+    let error = a.join().unwrap_err();
+    assert!(error.message().contains("another process"), "{error}");
+    c.wait_caught_up(WITHIN);
+    b.stop();
+    c.check();
+}
+
+/// Feeds while `faults` are injected one after the other.
+fn survives(faults: impl Fn(&Cluster)) {
+    logs();
+    let Some(c) = Cluster::faulty() else { return };
+    c.feed(20);
+    let db = StateDb::memory();
+    let run = Runner::start(c.thread("a", &db));
+    c.wait_caught_up(WITHIN);
+    for _ in 0..3 {
+        faults(&c);
+        c.feed(20);
+        c.wait_caught_up(WITHIN);
+        assert_eq!(c.dev.as_ref().unwrap().faults().outstanding(), 0);
+    }
+    run.stop();
+    c.check();
+}
+
+#[test]
+fn an_end_txn_without_an_answer() {
+    survives(|c| {
+        let faults = c.dev.as_ref().unwrap().faults();
+        faults.inject_end_txn(true, Fault::DropReply, 1);
+    });
+    survives(|c| {
+        let faults = c.dev.as_ref().unwrap().faults();
+        faults.inject_end_txn(true, Fault::Withhold, 1);
+    });
+    survives(|c| {
+        let faults = c.dev.as_ref().unwrap().faults();
+        faults.inject_end_txn(true, Fault::CloseBefore, 1);
+    });
+}
+
+#[test]
+fn a_stale_generation_and_an_unknown_member() {
+    for code in [22, 25] {
+        survives(|c| {
+            let faults = c.dev.as_ref().unwrap().faults();
+            assert!(faults.inject("TxnOffsetCommit", Fault::Error(code), 1));
+        });
+    }
+}
+
+#[test]
+fn a_session_that_is_lost() {
+    survives(|c| {
+        let faults = c.dev.as_ref().unwrap().faults();
+        assert!(faults.inject("Heartbeat", Fault::Error(25), 1));
+        while faults.outstanding() > 0 {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+}
+
+#[test]
+fn connections_that_are_cut() {
+    survives(|c| {
+        for _ in 0..5 {
+            c.dev.as_ref().unwrap().faults().cut_connections();
+            c.feed(5);
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    });
+}
+
+#[test]
+fn errors_at_start_name_the_topic() {
+    logs();
+    let c = Cluster::new();
+    let mut t = c.thread("a", &StateDb::memory());
+    t.start().unwrap();
+    drop(t);
+    // The same application with one topic more.
+    let mut b = finlake_topology::TopologyBuilder::<support::toy::Toy>::new();
+    b.source(&format!("{}-in", c.app));
+    let missing = format!("{}-nowhere", c.app);
+    b.source(&missing);
+    let topology = b.build().unwrap();
+    let start = || {
+        let broker = finlake_topology::KafkaBroker::new(&topology, c.config("a")).unwrap();
+        finlake_topology::StreamThread::new(
+            &topology,
+            broker,
+            StateDb::memory(),
+            finlake_topology::ThreadConfig::new(&c.app),
+            finlake_topology::Hooks::default(),
+        )
+        .start()
+    };
+    let error = start().unwrap_err();
+    assert!(
+        matches!(&error, Error::Fatal(m) if m.contains(&missing) && m.contains("4 partitions")),
+        "{error}"
+    );
+    c.create(&missing, 3);
+    let error = start().unwrap_err();
+    assert!(error.message().contains("has 3 partitions"), "{error}");
+}
