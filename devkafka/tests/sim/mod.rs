@@ -152,6 +152,35 @@ impl Sim {
         panic!("no reply at once");
     }
 
+    /// Sends a request whose reply may come later; returns its ticket.
+    pub fn post(&mut self, version: i16, request: Request) -> u64 {
+        self.tickets += 1;
+        self.core.handle(self.tickets, &Client::default(), version, request, self.now);
+        self.tickets
+    }
+
+    /// What has come out since the last call.
+    pub fn replies(&mut self) -> Vec<(u64, Response)> {
+        let sent = self.core.take_replies();
+        sent.into_iter().filter_map(|(t, r)| if let Reply::Send(r) = r { Some((t, *r)) } else { None }).collect()
+    }
+
+    pub fn tick(&mut self, ms: i64) {
+        self.now += ms;
+        self.core.tick(self.now);
+    }
+
+    pub fn next_deadline(&self) -> i64 {
+        self.core.next_deadline()
+    }
+
+    pub fn with(config: CoreConfig) -> Sim {
+        let mut sim = Sim::new();
+        let storage = Mortal { files: sim.files.clone(), left: sim.left.clone() };
+        sim.core = Core::open(config, Box::new(storage), sim.now).unwrap();
+        sim
+    }
+
     pub fn create(&mut self, topic: &str, partitions: i32, configs: &[(&str, &str)]) {
         use create_topics_request::{CreatableTopic, CreatableTopicConfig};
         let configs = configs.iter().map(|(k, v)| CreatableTopicConfig::default().with_name(s(k)).with_value(Some(s(v))));
