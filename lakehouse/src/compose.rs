@@ -13,7 +13,8 @@ use arrow::array::{
 };
 use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
 use arrow::datatypes::TimestampMicrosecondType;
-use iceberg::spec::DataFile;
+use futures::{StreamExt, TryStreamExt, stream};
+use iceberg::spec::{DataFile, Struct};
 
 use crate::bitemporal::{Fate, Incoming, Violation, chain};
 use crate::error::{LakeError, Result};
@@ -21,7 +22,7 @@ use crate::hot::{Columns, HotPart, KEY_COLUMNS, cooling};
 use crate::index::{Base, FileMeta, Kind};
 use crate::lake::HotRule;
 use crate::rows::Versions;
-use crate::split::Splitter;
+use crate::split::{Part, Splitter};
 use crate::tables::{OPEN_END, Table, TableDef, instant_type};
 use crate::writer::FileWriter;
 
@@ -64,7 +65,35 @@ pub struct Composed {
     /// Rows that were closed.
     pub closed: u64,
     history: Vec<RecordBatch>,
+    jobs: Vec<Job>,
 }
+
+/// A file to be written by `finish`: together, since a file costs waiting rather than work.
+#[derive(Debug)]
+pub struct Job {
+    /// Kind of the file.
+    pub kind: Kind,
+    /// Rows of one partition tuple; several batches are written one after the other.
+    pub batches: Vec<RecordBatch>,
+    /// The tuple.
+    pub partition: Struct,
+    /// Its directory text.
+    pub dir: String,
+}
+
+impl Job {
+    fn new(kind: Kind, part: Part) -> Job {
+        Job {
+            kind,
+            batches: vec![part.batch],
+            partition: part.partition,
+            dir: part.dir,
+        }
+    }
+}
+
+/// Files written at the same time.
+const WRITERS: usize = 8;
 
 /// An open row of the table that must be closed but is not hot.
 struct Need {
@@ -175,32 +204,45 @@ impl Composed {
         }
         let open = take_record_batch(&versions.batch, &UInt32Array::from(open))?;
         let tuples = self.tuples(io, hot, &open, &hot_closed)?;
-        let update = self.write_open(io, partition, tuples, stream, now).await?;
+        let update = self.place_open(io, partition, tuples, stream, now)?;
         self.hot.insert(partition, update);
         Ok(())
     }
 
-    /// Writes the gathered history rows. Call once, after all partitions.
+    /// Adds a file to be written.
+    pub fn push(&mut self, job: Job) {
+        self.jobs.push(job);
+    }
+
+    /// Writes everything gathered. Call once, after all partitions.
     ///
     /// # Errors
     /// `Storage`, `Parquet`, `Arrow`.
     pub async fn finish(&mut self, io: &Inputs<'_>) -> Result<()> {
         let batches = std::mem::take(&mut self.history);
-        if batches.is_empty() {
-            return Ok(());
+        if !batches.is_empty() {
+            let all = concat_batches(&io.def.arrow_schema(), &batches)?;
+            for part in io.splitter.split(&all, false)? {
+                self.push(Job::new(Kind::History, part));
+            }
         }
-        let all = concat_batches(&io.def.arrow_schema(), &batches)?;
-        for part in io.splitter.split(&all, false)? {
-            let file = io
-                .files
-                .write(
-                    Kind::History,
-                    part.partition,
-                    &part.dir,
-                    &[part.batch],
-                    true,
-                )
-                .await?;
+        let jobs = std::mem::take(&mut self.jobs);
+        let mut written = stream::iter(jobs)
+            .map(|job| async move {
+                let sorted = job.batches.len() == 1;
+                let file = io
+                    .files
+                    .write(job.kind, job.partition, &job.dir, &job.batches, sorted)
+                    .await?;
+                Ok::<_, LakeError>((job.kind, job.batches, file))
+            })
+            .buffered(WRITERS);
+        while let Some((kind, batches, file)) = written.try_next().await? {
+            if let (Kind::Hot(p), Some(batch)) = (kind, batches.into_iter().next())
+                && let Some(update) = self.hot.get_mut(&p)
+            {
+                update.inserted.push((file.file_path().into(), batch));
+            }
             self.added.push(Arc::new(file));
         }
         Ok(())
@@ -240,8 +282,8 @@ impl Composed {
         Ok(tuples)
     }
 
-    /// Decides what cools and writes the touched hot files and the settled ones.
-    async fn write_open(
+    /// Decides what cools; the touched hot files and the settled ones are to be written.
+    fn place_open(
         &mut self,
         io: &Inputs<'_>,
         partition: i32,
@@ -304,35 +346,14 @@ impl Composed {
                 self.removed.insert(path.clone());
                 update.removed.push(path.clone());
             }
-            let stay = concat_batches(&schema, &stay)?;
-            for part in io.splitter.split(&stay, true)? {
-                let content = part.batch.clone();
-                let file = io
-                    .files
-                    .write(
-                        Kind::Hot(partition),
-                        part.partition,
-                        &part.dir,
-                        &[part.batch],
-                        true,
-                    )
-                    .await?;
-                update.inserted.push((file.file_path().into(), content));
-                self.added.push(Arc::new(file));
-            }
-            let cold = concat_batches(&schema, &cold)?;
-            for part in io.splitter.split(&cold, true)? {
-                let file = io
-                    .files
-                    .write(
-                        Kind::Settled(partition),
-                        part.partition,
-                        &part.dir,
-                        &[part.batch],
-                        true,
-                    )
-                    .await?;
-                self.added.push(Arc::new(file));
+            for (kind, rows) in [
+                (Kind::Hot(partition), stay),
+                (Kind::Settled(partition), cold),
+            ] {
+                let rows = concat_batches(&schema, &rows)?;
+                for part in io.splitter.split(&rows, true)? {
+                    self.push(Job::new(kind, part));
+                }
             }
         }
         Ok(update)

@@ -6,6 +6,7 @@
 //! stored positions) → `bitemporal` and `hot` (which rows close) → `writer` (Parquet) → `commit`
 //! (one snapshot, with upkeep by `maintain`).
 
+pub mod admin;
 pub mod bitemporal;
 pub mod catalog;
 pub mod commit;

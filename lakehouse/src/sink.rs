@@ -16,7 +16,7 @@ use arrow::datatypes::Int64Type;
 use iceberg::spec::{DataFile, Operation};
 
 use crate::commit::{Change, Committed, Committer};
-use crate::compose::{Composed, Inputs};
+use crate::compose::{Composed, Inputs, Job};
 use crate::error::{LakeError, Result};
 use crate::faults::Point;
 use crate::hot::HotPart;
@@ -394,12 +394,12 @@ impl TableSink {
             }
         }
         for (dir, (partition, batches)) in bronze {
-            let sorted = batches.len() == 1;
-            let file = self
-                .files
-                .write(Kind::Ticks, partition, &dir, &batches, sorted)
-                .await?;
-            out.added.push(Arc::new(file));
+            out.push(Job {
+                kind: Kind::Ticks,
+                batches,
+                partition,
+                dir,
+            });
         }
         out.finish(&io).await?;
         Ok(out)

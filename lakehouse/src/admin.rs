@@ -1,0 +1,212 @@
+//! What operators and reconciliation do to tables: adopt, pin, sweep.
+//!
+//! Each is one compare-and-swap on the loaded base, tried again when lost. None of them touches
+//! rows. Data flows: CLI → here → catalog.
+
+use std::collections::{BTreeMap, HashMap};
+
+use iceberg::spec::{MAIN_BRANCH, SnapshotReference, SnapshotRetention, TableMetadata};
+use iceberg::{TableRequirement, TableUpdate};
+
+use crate::catalog::{Loaded, Proposal, Swap};
+use crate::error::{LakeError, Result};
+use crate::lake::Lakehouse;
+use crate::maintain;
+use crate::properties::{P_POSITION, Position, S_POSITIONS, Watermarks};
+use crate::storage;
+use crate::tables::Table;
+
+const TRIES: u32 = 10;
+
+impl Lakehouse {
+    /// Makes a moved table FinLake's again: positions are set to what the current snapshot's line
+    /// of history says, so that commits which a rollback took away are taken again from Kafka.
+    /// Returns the positions adopted.
+    ///
+    /// # Errors
+    /// `Corrupt` if the history no longer tells the position of a partition (its snapshots
+    /// expired); then the table must be rebuilt.
+    pub async fn adopt(&self, table: Table) -> Result<BTreeMap<i32, Position>> {
+        for _ in 0..TRIES {
+            let base = self.existing(table).await?;
+            let marks = Watermarks::read(base.metadata.properties())?;
+            let positions = positions_in_history(&base.metadata, &marks)?;
+            let props: HashMap<String, String> = positions
+                .iter()
+                .map(|(p, at)| (format!("{P_POSITION}{p}"), at.encode()))
+                .collect();
+            if self.empty_commit(&self.ident(table), &base, props).await? {
+                return Ok(positions);
+            }
+        }
+        Err(LakeError::Conflict {
+            table,
+            tries: TRIES,
+        })
+    }
+
+    /// Tags the current snapshot, so that it does not expire. Returns its id.
+    ///
+    /// # Errors
+    /// `Catalog` if the table is missing or empty, `Conflict`, `Storage`.
+    pub async fn pin(&self, table: Table, name: &str) -> Result<i64> {
+        for _ in 0..TRIES {
+            let base = self.existing(table).await?;
+            let id = base.metadata.current_snapshot_id().ok_or_else(|| {
+                LakeError::Catalog(format!("{table} has no snapshot to pin; start the sink"))
+            })?;
+            let retention = SnapshotRetention::Tag {
+                max_ref_age_ms: None,
+            };
+            let update = TableUpdate::SetSnapshotRef {
+                ref_name: name.to_string(),
+                reference: SnapshotReference::new(id, retention),
+            };
+            if self.change_ref(table, &base, update).await? {
+                return Ok(id);
+            }
+        }
+        Err(LakeError::Conflict {
+            table,
+            tries: TRIES,
+        })
+    }
+
+    /// Removes a tag; none of that name is no error.
+    ///
+    /// # Errors
+    /// `Catalog`, `Conflict`, `Storage`.
+    pub async fn unpin(&self, table: Table, name: &str) -> Result<()> {
+        for _ in 0..TRIES {
+            let base = self.existing(table).await?;
+            if name == MAIN_BRANCH || base.metadata.snapshot_for_ref(name).is_none() {
+                return Ok(());
+            }
+            let update = TableUpdate::RemoveSnapshotRef {
+                ref_name: name.to_string(),
+            };
+            if self.change_ref(table, &base, update).await? {
+                return Ok(());
+            }
+        }
+        Err(LakeError::Conflict {
+            table,
+            tries: TRIES,
+        })
+    }
+
+    /// Deletes files under the table's location that no kept snapshot refers to and that are
+    /// older than `upkeep.orphan_age`. Returns how many.
+    ///
+    /// # Errors
+    /// `Catalog`, `Storage`.
+    pub async fn sweep(&self, table: Table) -> Result<usize> {
+        // Listed first: what is written afterwards is not judged by references read earlier.
+        let location = self.existing(table).await?.metadata.location().to_string();
+        let listed: Vec<(String, i64)> = storage::list(&self.config.storage, &location)
+            .await?
+            .into_iter()
+            .map(|l| (l.location, l.modified / 1_000))
+            .collect();
+        let now = self.existing(table).await?;
+        let referenced = maintain::referenced(&self.file_io, &now.metadata).await?;
+        let orphans = maintain::orphans(
+            &listed,
+            &referenced,
+            &now.location,
+            (self.clock)(),
+            &self.config.upkeep,
+        );
+        for path in &orphans {
+            self.file_io.delete(path).await?;
+        }
+        Ok(orphans.len())
+    }
+
+    async fn existing(&self, table: Table) -> Result<Loaded> {
+        self.load(table).await?.ok_or_else(|| {
+            LakeError::Catalog(format!(
+                "{} does not exist; start the sink once to create it",
+                self.ident(table)
+            ))
+        })
+    }
+
+    async fn change_ref(&self, table: Table, base: &Loaded, update: TableUpdate) -> Result<bool> {
+        let builder = (*base.metadata)
+            .clone()
+            .into_builder(Some(base.location.clone()));
+        let built = update.apply(builder)?.build()?;
+        let proposal = Proposal {
+            metadata: built.metadata,
+            updates: built.changes,
+            requirements: vec![
+                TableRequirement::UuidMatch {
+                    uuid: base.metadata.uuid(),
+                },
+                TableRequirement::RefSnapshotIdMatch {
+                    r#ref: MAIN_BRANCH.to_string(),
+                    snapshot_id: base.metadata.current_snapshot_id(),
+                },
+            ],
+        };
+        let ident = self.ident(table);
+        let staged = self.catalog.stage(&ident, base, proposal).await?;
+        match self.catalog.swap(&ident, base, staged).await? {
+            Swap::Done(_) => Ok(true),
+            Swap::Lost => Ok(false),
+            Swap::Unknown(detail) => Err(LakeError::Unknown { table, detail }),
+        }
+    }
+}
+
+/// The positions that the snapshots on the current line of history took, newest first; partitions
+/// that no snapshot of the whole line moved are at 0.
+fn positions_in_history(
+    metadata: &TableMetadata,
+    marks: &Watermarks,
+) -> Result<BTreeMap<i32, Position>> {
+    let mut found: BTreeMap<i32, Position> = BTreeMap::new();
+    let mut at = metadata.current_snapshot();
+    let mut whole = false;
+    while let Some(s) = at {
+        if let Some(text) = s.summary().additional_properties.get(S_POSITIONS) {
+            for (p, position) in parse(text)? {
+                found.entry(p).or_insert(position);
+            }
+        }
+        whole = s.parent_snapshot_id().is_none();
+        at = s
+            .parent_snapshot_id()
+            .and_then(|id| metadata.snapshot_by_id(id));
+    }
+    for p in marks.positions.keys() {
+        if !found.contains_key(p) {
+            if !whole {
+                return Err(LakeError::corrupt(
+                    format!("history of partition {p}"),
+                    "its snapshots expired, so nothing tells how far it is; rebuild the table",
+                ));
+            }
+            found.insert(*p, Position::default());
+        }
+    }
+    Ok(found)
+}
+
+/// `0:12/345/1700;1:…` = partition:commit/input/frontier.
+fn parse(text: &str) -> Result<Vec<(i32, Position)>> {
+    text.split(';')
+        .map(|part| {
+            let (p, rest) = part.split_once(':')?;
+            let mut numbers = rest.split('/').map(|n| n.parse().ok());
+            let position = Position {
+                commit: numbers.next()??,
+                input_end: numbers.next()??,
+                frontier: numbers.next()??,
+            };
+            Some((p.parse().ok()?, position))
+        })
+        .collect::<Option<_>>()
+        .ok_or_else(|| LakeError::corrupt(format!("summary {S_POSITIONS}"), text))
+}

@@ -1,0 +1,7 @@
+//! The lakehouse end to end: a SQLite catalog and a warehouse in a temp dir.
+
+mod common;
+mod crashes;
+mod files;
+mod races;
+mod versions;

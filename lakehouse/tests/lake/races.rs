@@ -1,0 +1,206 @@
+//! Several writers, zombies, and other engines.
+
+use std::collections::HashMap;
+
+use finlake_lakehouse::catalog::{CatalogOps, Loaded, Proposal, SqliteCatalog, Swap};
+use finlake_lakehouse::{LakeError, Lakehouse, Table, snapshot};
+use iceberg::spec::{MAIN_BRANCH, Operation, SnapshotReference, SnapshotRetention};
+
+use crate::common::*;
+
+async fn race(table: Table) {
+    let dir = tempfile::tempdir().unwrap();
+    let lake = open(eager(dir.path(), 2)).await;
+    let ops: Vec<Vec<(u8, u8)>> = (0..40u8)
+        .map(|i| vec![(i, i), (i / 3, i / 2), (i * 7, 3)])
+        .collect();
+    let mut tasks = vec![];
+    for p in 0..2 {
+        let lake = lake.clone();
+        let mut all = ledger(&ops);
+        for v in &mut all {
+            v.symbol = format!("{}-{p}", v.symbol); // a key lives in one Kafka partition
+        }
+        tasks.push(tokio::spawn(async move {
+            let mut s = sink(&lake, table, &[p]).await;
+            for c in 1..=40 {
+                let batch = match table {
+                    Table::Ticks => bronze(p, c, c),
+                    _ => silver(&lake, p, c, c, &all),
+                };
+                s.commit(batch).await.unwrap();
+            }
+            (s.reattached(), all)
+        }));
+    }
+    let mut lost = 0;
+    let mut all = vec![];
+    for t in tasks {
+        let (l, versions) = t.await.unwrap();
+        lost += l;
+        all.extend(versions);
+    }
+    assert!(lost > 0, "the writers never met");
+    let found = rows(&lake, table).await;
+    if table == Table::Ticks {
+        assert_eq!(found.len(), 800);
+        let mut keys: Vec<_> = found
+            .iter()
+            .map(|r| (r["kafka_partition"].clone(), r["kafka_offset"].clone()))
+            .collect();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), 800);
+    } else {
+        let mut want: Vec<_> = (0..2)
+            .flat_map(|p| {
+                let mine: Vec<Version> = all
+                    .iter()
+                    .filter(|v| v.symbol.ends_with(&format!("-{p}")))
+                    .cloned()
+                    .collect();
+                expected(&mine)
+            })
+            .collect();
+        want.sort();
+        assert_eq!(as_versions(&found), want);
+    }
+    for p in 0..2 {
+        let at = lake.position(table, p).await.unwrap().unwrap();
+        assert_eq!(at.commit, 40);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_of_bronze_lose_no_row() {
+    race(Table::Ticks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_of_silver_lose_no_row() {
+    race(Table::Ohlcv).await;
+}
+
+#[tokio::test]
+async fn a_zombie_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let lake = open(plain(dir.path(), 1)).await;
+    let mut zombie = sink(&lake, Table::Ticks, &[0]).await;
+    zombie.commit(bronze(0, 1, 1)).await.unwrap();
+    let mut heir = sink(&lake, Table::Ticks, &[0]).await;
+    heir.commit(bronze(0, 2, 3)).await.unwrap();
+    let e = zombie.commit(bronze(0, 2, 2)).await.unwrap_err();
+    assert!(e.is_stale(), "{e}");
+    assert_eq!(rows(&lake, Table::Ticks).await.len(), 30);
+    // It reads the table again: the same batch is in there already.
+    let out = zombie.commit(bronze(0, 2, 2)).await.unwrap();
+    assert_eq!(out.snapshot, None);
+    heir.commit(bronze(0, 4, 4)).await.unwrap();
+    assert_eq!(rows(&lake, Table::Ticks).await.len(), 40);
+}
+
+#[tokio::test]
+async fn gaps_and_shifted_inputs_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let lake = open(plain(dir.path(), 1)).await;
+    let mut s = sink(&lake, Table::Ticks, &[0]).await;
+    s.commit(bronze(0, 1, 2)).await.unwrap();
+    let e = s.commit(bronze(0, 5, 6)).await.unwrap_err();
+    assert!(e.to_string().contains("commits 3..=4 are lost"), "{e}");
+    let mut shifted = bronze(0, 3, 3);
+    shifted.parts[0].input_start = 21;
+    let e = s.commit(shifted).await.unwrap_err();
+    assert!(matches!(e, LakeError::PositionMismatch { .. }), "{e}");
+    s.commit(bronze(0, 1, 3)).await.unwrap();
+    assert_eq!(rows(&lake, Table::Ticks).await.len(), 30);
+}
+
+async fn raw_catalog(dir: &std::path::Path, lake: &Lakehouse) -> SqliteCatalog {
+    SqliteCatalog::open(&dir.join("catalog.db"), "finlake", lake.file_io().clone())
+        .await
+        .unwrap()
+}
+
+async fn swap(catalog: &SqliteCatalog, lake: &Lakehouse, base: &Loaded, proposal: Proposal) {
+    let ident = lake.ident(Table::Ticks);
+    let staged = catalog.stage(&ident, base, proposal).await.unwrap();
+    let done = catalog.swap(&ident, base, staged).await.unwrap();
+    assert!(matches!(done, Swap::Done(_)));
+}
+
+#[tokio::test]
+async fn a_rollback_by_another_engine_stops_the_sink() {
+    let dir = tempfile::tempdir().unwrap();
+    let lake = open(plain(dir.path(), 1)).await;
+    let mut s = sink(&lake, Table::Ticks, &[0]).await;
+    for c in 1..=3 {
+        s.commit(bronze(0, c, c)).await.unwrap();
+    }
+    let base = lake.load(Table::Ticks).await.unwrap().unwrap();
+    let parent = base
+        .metadata
+        .current_snapshot()
+        .unwrap()
+        .parent_snapshot_id()
+        .unwrap();
+    let built = (*base.metadata)
+        .clone()
+        .into_builder(Some(base.location.clone()))
+        .set_ref(
+            MAIN_BRANCH,
+            SnapshotReference::new(parent, SnapshotRetention::branch(None, None, None)),
+        )
+        .unwrap()
+        .build()
+        .unwrap();
+    let proposal = Proposal {
+        metadata: built.metadata,
+        updates: built.changes,
+        requirements: vec![],
+    };
+    let catalog = raw_catalog(dir.path(), &lake).await;
+    swap(&catalog, &lake, &base, proposal).await;
+    let e = s.commit(bronze(0, 4, 4)).await.unwrap_err();
+    assert!(matches!(e, LakeError::TableMoved { .. }), "{e}");
+    assert!(lake.watermarks(Table::Ticks).await.is_err());
+    // Adopting goes back to where the rolled-back table stands; the lost commit can come again.
+    lake.adopt(Table::Ticks).await.unwrap();
+    let at = lake.position(Table::Ticks, 0).await.unwrap().unwrap();
+    assert_eq!((at.commit, at.input_end), (2, 20));
+    let mut s = sink(&lake, Table::Ticks, &[0]).await;
+    s.commit(bronze(0, 3, 4)).await.unwrap();
+    assert_eq!(rows(&lake, Table::Ticks).await.len(), 40);
+}
+
+#[tokio::test]
+async fn a_replace_by_another_engine_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let lake = open(plain(dir.path(), 1)).await;
+    let mut s = sink(&lake, Table::Ticks, &[0]).await;
+    s.commit(bronze(0, 1, 2)).await.unwrap();
+    let base = lake.load(Table::Ticks).await.unwrap().unwrap();
+    let list = base
+        .metadata
+        .current_snapshot()
+        .unwrap()
+        .manifest_list()
+        .to_string();
+    let (proposal, _) = snapshot::propose(
+        &base,
+        snapshot::NewSnapshot {
+            id: snapshot::fresh_id(&base.metadata),
+            operation: Operation::Replace,
+            manifest_list: list,
+            summary: HashMap::new(),
+            now_ms: 0, // a clock far behind must not break anything
+            properties: HashMap::new(),
+            expire: vec![],
+        },
+    )
+    .unwrap();
+    let catalog = raw_catalog(dir.path(), &lake).await;
+    swap(&catalog, &lake, &base, proposal).await;
+    s.commit(bronze(0, 3, 3)).await.unwrap();
+    assert_eq!(s.reattached(), 1);
+    assert_eq!(rows(&lake, Table::Ticks).await.len(), 30);
+}
