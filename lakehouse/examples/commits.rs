@@ -146,7 +146,7 @@ async fn flat(n: i64) -> Result<(), Failure> {
             )?;
         }
         let begun = Instant::now();
-        let out = sink.commit(batch(commit, Rows::Versions(rows))).await?;
+        let out = sink.commit(batch(commit, rows.into())).await?;
         times.push(begun.elapsed());
         merged += out.files_merged;
     }
@@ -262,7 +262,7 @@ async fn bronze(n: i64) -> Result<(), Failure> {
             input_start: (commit - 1) * 10_000,
             cuts,
             frontier: system_time + 9,
-            rows: Rows::Bronze(rows),
+            rows: rows.into(),
         };
         let t = Instant::now();
         let out = sink.commit(SinkBatch { parts: vec![part] }).await?;

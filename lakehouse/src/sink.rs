@@ -31,6 +31,8 @@ use crate::tables::Table;
 use crate::writer::FileWriter;
 
 /// Rows of one Kafka partition.
+// One per partition and batch, moved once: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum Rows {
     /// No rows: only the position or the frontier moves.
@@ -39,6 +41,18 @@ pub enum Rows {
     Bronze(BronzeRows),
     /// Silver or Gold.
     Versions(VersionRows),
+}
+
+impl From<BronzeRows> for Rows {
+    fn from(rows: BronzeRows) -> Rows {
+        Rows::Bronze(rows)
+    }
+}
+
+impl From<VersionRows> for Rows {
+    fn from(rows: VersionRows) -> Rows {
+        Rows::Versions(rows)
+    }
 }
 
 /// One Kafka partition's part of a batch.

@@ -42,6 +42,9 @@ impl Model {
     }
 }
 
+/// Key, system time, version replaced, payload.
+type Record = (Vec<u8>, i64, Option<i64>, Option<u8>);
+
 fn span() -> impl Strategy<Value = Span> {
     (0i64..20, 1i64..12, any::<bool>()).prop_map(|(from, len, open)| Span {
         from,
@@ -115,7 +118,7 @@ proptest! {
     ) {
         let mut models: BTreeMap<u8, Model> = BTreeMap::new();
         let mut open: BTreeMap<u8, i64> = BTreeMap::new();
-        let mut records: Vec<(Vec<u8>, i64, Option<i64>, Option<u8>)> = vec![];
+        let mut records: Vec<Record> = vec![];
         for (n, (key, payload)) in ops.iter().enumerate() {
             let s = n as i64 * 10 + 10;
             let prev = open.get(key).copied();

@@ -173,7 +173,7 @@ pub fn silver(
         }
     }
     SinkBatch {
-        parts: vec![part(partition, first, last, Rows::Versions(rows))],
+        parts: vec![part(partition, first, last, rows.into())],
     }
 }
 
@@ -214,7 +214,7 @@ pub fn bronze(partition: i32, first: i64, last: i64) -> SinkBatch {
         }
     }
     SinkBatch {
-        parts: vec![part(partition, first, last, Rows::Bronze(rows))],
+        parts: vec![part(partition, first, last, rows.into())],
     }
 }
 
@@ -290,34 +290,29 @@ pub fn as_versions(rows: &[BTreeMap<String, String>]) -> Vec<(Version, i64)> {
 
 /// INV-2, 3, 6 and the is_current rule over a version table's rows.
 pub fn check_invariants(rows: &[BTreeMap<String, String>], retractions: &[Version]) {
-    let mut by_key: BTreeMap<(String, String, String), Vec<(i64, i64, String)>> = BTreeMap::new();
+    let mut by_key: BTreeMap<[String; 3], Vec<(i64, i64)>> = BTreeMap::new();
     for r in rows {
         let n = |c: &str| r[c].parse::<i64>().unwrap();
         assert!(n("valid_from") < n("valid_to"), "INV-3 {r:?}");
         assert!(n("sys_from") < n("sys_to"), "INV-3 {r:?}");
         assert_eq!(r["is_current"] == "true", n("sys_to") == OPEN_END, "{r:?}");
-        let key = (
-            r["symbol"].clone(),
-            r["bar_interval"].clone(),
-            r["bar_start"].clone(),
-        );
-        by_key.entry(key).or_default().push((
-            n("sys_from"),
-            n("sys_to"),
-            r["prev_sys_from"].clone(),
-        ));
+        let key = ["symbol", "bar_interval", "bar_start"].map(|c| r[c].clone());
+        by_key
+            .entry(key)
+            .or_default()
+            .push((n("sys_from"), n("sys_to")));
     }
     for (key, mut spans) in by_key {
         spans.sort();
         for pair in spans.windows(2) {
             assert!(pair[0].1 <= pair[1].0, "INV-2 {key:?}: {pair:?}");
         }
-        for (i, (_, to, _)) in spans.iter().enumerate() {
+        for (i, (_, to)) in spans.iter().enumerate() {
             let superseded = spans.get(i + 1).is_some_and(|next| next.0 == *to);
             let retracted = retractions.iter().any(|v| {
-                v.symbol == key.0
-                    && v.interval == key.1
-                    && v.start.to_string() == key.2
+                v.symbol == key[0]
+                    && v.interval == key[1]
+                    && v.start.to_string() == key[2]
                     && v.sys == *to
             });
             assert!(
