@@ -46,21 +46,39 @@ pub struct Faults {
 
 impl Faults {
     pub(crate) fn new() -> Faults {
-        Faults { rules: Mutex::default(), refuse: watch::Sender::new(false), cuts: watch::Sender::new(0) }
+        Faults {
+            rules: Mutex::default(),
+            refuse: watch::Sender::new(false),
+            cuts: watch::Sender::new(0),
+        }
     }
 
     /// Applies `fault` to the next `times` requests of an API, named as in the protocol ("EndTxn").
     /// Returns false if there is no such API.
     pub fn inject(&self, api: &str, fault: Fault, times: u32) -> bool {
-        let Some(api_key) = wire::api_key(api) else { return false };
-        self.rules.lock().push(Rule { api_key, committed: None, fault, left: times });
+        let Some(api_key) = wire::api_key(api) else {
+            return false;
+        };
+        self.rules.lock().push(Rule {
+            api_key,
+            committed: None,
+            fault,
+            left: times,
+        });
         true
     }
 
     /// Applies `fault` to the next `times` EndTxn requests that commit (or, with false, abort).
     pub fn inject_end_txn(&self, committed: bool, fault: Fault, times: u32) {
-        let Some(api_key) = wire::api_key("EndTxn") else { return };
-        self.rules.lock().push(Rule { api_key, committed: Some(committed), fault, left: times });
+        let Some(api_key) = wire::api_key("EndTxn") else {
+            return;
+        };
+        self.rules.lock().push(Rule {
+            api_key,
+            committed: Some(committed),
+            fault,
+            left: times,
+        });
     }
 
     /// Number of injected faults that have not happened yet.

@@ -24,21 +24,73 @@ async fn topics_come_change_and_go() {
     let admin = admin(&broker.bootstrap());
     let options = AdminOptions::new();
     let name = topic_with(&broker.bootstrap(), "t", 2, &[("retention.ms", "5000")]).await;
-    let again = admin.create_topics(&[NewTopic::new(&name, 2, TopicReplication::Fixed(1))], &options).await.unwrap();
-    assert_eq!(again[0].as_ref().unwrap_err().1, RDKafkaErrorCode::TopicAlreadyExists);
+    let again = admin
+        .create_topics(
+            &[NewTopic::new(&name, 2, TopicReplication::Fixed(1))],
+            &options,
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        again[0].as_ref().unwrap_err().1,
+        RDKafkaErrorCode::TopicAlreadyExists
+    );
     let wrong = NewTopic::new("wrong", 1, TopicReplication::Fixed(1)).set("retention.ms", "soon");
-    assert_eq!(admin.create_topics(&[wrong], &options).await.unwrap()[0].as_ref().unwrap_err().1, RDKafkaErrorCode::InvalidConfig);
+    assert_eq!(
+        admin.create_topics(&[wrong], &options).await.unwrap()[0]
+            .as_ref()
+            .unwrap_err()
+            .1,
+        RDKafkaErrorCode::InvalidConfig
+    );
     let wrong = NewTopic::new("wrong", 1, TopicReplication::Fixed(3));
-    assert_eq!(admin.create_topics(&[wrong], &options).await.unwrap()[0].as_ref().unwrap_err().1, RDKafkaErrorCode::InvalidReplicationFactor);
+    assert_eq!(
+        admin.create_topics(&[wrong], &options).await.unwrap()[0]
+            .as_ref()
+            .unwrap_err()
+            .1,
+        RDKafkaErrorCode::InvalidReplicationFactor
+    );
     let only_checked = NewTopic::new("checked", 1, TopicReplication::Fixed(1));
-    admin.create_topics(&[only_checked], &AdminOptions::new().validate_only(true)).await.unwrap()[0].as_ref().unwrap();
-    assert!(admin.inner().fetch_metadata(None, WAIT).unwrap().topics().iter().all(|t| t.name() == name));
+    admin
+        .create_topics(&[only_checked], &AdminOptions::new().validate_only(true))
+        .await
+        .unwrap()[0]
+        .as_ref()
+        .unwrap();
+    assert!(
+        admin
+            .inner()
+            .fetch_metadata(None, WAIT)
+            .unwrap()
+            .topics()
+            .iter()
+            .all(|t| t.name() == name)
+    );
 
-    let grown = admin.create_partitions(&[NewPartitions::new(&name, 5)], &options).await.unwrap();
+    let grown = admin
+        .create_partitions(&[NewPartitions::new(&name, 5)], &options)
+        .await
+        .unwrap();
     assert!(grown[0].is_ok(), "{grown:?}");
-    assert_eq!(admin.inner().fetch_metadata(Some(&name), WAIT).unwrap().topics()[0].partitions().len(), 5);
-    let shrunk = admin.create_partitions(&[NewPartitions::new(&name, 3)], &options).await.unwrap();
-    assert_eq!(shrunk[0].as_ref().unwrap_err().1, RDKafkaErrorCode::InvalidPartitions);
+    assert_eq!(
+        admin
+            .inner()
+            .fetch_metadata(Some(&name), WAIT)
+            .unwrap()
+            .topics()[0]
+            .partitions()
+            .len(),
+        5
+    );
+    let shrunk = admin
+        .create_partitions(&[NewPartitions::new(&name, 3)], &options)
+        .await
+        .unwrap();
+    assert_eq!(
+        shrunk[0].as_ref().unwrap_err().1,
+        RDKafkaErrorCode::InvalidPartitions
+    );
 
     let resource = ResourceSpecifier::Topic(&name);
     let shown = admin.describe_configs([&resource], &options).await.unwrap();
@@ -48,15 +100,26 @@ async fn topics_come_change_and_go() {
     assert_eq!(map["cleanup.policy"].value.as_deref(), Some("delete"));
     assert_eq!(map["cleanup.policy"].source, ConfigSource::Default);
     let change = AlterConfig::new(resource).set("cleanup.policy", "compact");
-    admin.alter_configs([&change], &options).await.unwrap()[0].as_ref().unwrap();
+    admin.alter_configs([&change], &options).await.unwrap()[0]
+        .as_ref()
+        .unwrap();
     let shown = admin.describe_configs([&resource], &options).await.unwrap();
     let map = shown[0].as_ref().unwrap().entry_map();
     assert_eq!(map["cleanup.policy"].value.as_deref(), Some("compact"));
-    assert_eq!(map["retention.ms"].value.as_deref(), Some("604800000"), "AlterConfigs replaces all");
+    assert_eq!(
+        map["retention.ms"].value.as_deref(),
+        Some("604800000"),
+        "AlterConfigs replaces all"
+    );
 
-    admin.delete_topics(&[&name], &options).await.unwrap()[0].as_ref().unwrap();
+    admin.delete_topics(&[&name], &options).await.unwrap()[0]
+        .as_ref()
+        .unwrap();
     let gone = admin.delete_topics(&[&name], &options).await.unwrap();
-    assert_eq!(gone[0].as_ref().unwrap_err().1, RDKafkaErrorCode::UnknownTopicOrPartition);
+    assert_eq!(
+        gone[0].as_ref().unwrap_err().1,
+        RDKafkaErrorCode::UnknownTopicOrPartition
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,10 +131,28 @@ async fn a_recreated_topic_is_empty() {
     let producer = plain_producer(&broker.bootstrap());
     assert_eq!(send(&producer, "same", 0, "k", "one").await, 0);
     let admin = admin(&broker.bootstrap());
-    admin.delete_topics(&["same"], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    admin
+        .delete_topics(&["same"], &AdminOptions::new())
+        .await
+        .unwrap()[0]
+        .as_ref()
+        .unwrap();
     broker.create_topic("same", 1, &[]).unwrap();
-    assert_eq!(read(&broker.bootstrap(), "same", 0, "read_committed", 1, Duration::from_millis(500)), []);
-    assert_eq!(send(&plain_producer(&broker.bootstrap()), "same", 0, "k", "two").await, 0);
+    assert_eq!(
+        read(
+            &broker.bootstrap(),
+            "same",
+            0,
+            "read_committed",
+            1,
+            Duration::from_millis(500)
+        ),
+        []
+    );
+    assert_eq!(
+        send(&plain_producer(&broker.bootstrap()), "same", 0, "k", "two").await,
+        0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,10 +166,19 @@ async fn offsets_for_times_and_records_deleted() {
             .set("linger.ms", "50")
             .create()
             .unwrap();
-        let base = match codec { "none" => 1000, "gzip" => 2000, "snappy" => 3000, _ => 4000 };
+        let base = match codec {
+            "none" => 1000,
+            "gzip" => 2000,
+            "snappy" => 3000,
+            _ => 4000,
+        };
         let payload = "x".repeat(200);
         let records = (0..10).map(|i| {
-            let record = FutureRecord::to(&name).partition(0).key("k").payload(&payload).timestamp(base + i * 10);
+            let record = FutureRecord::to(&name)
+                .partition(0)
+                .key("k")
+                .payload(&payload)
+                .timestamp(base + i * 10);
             producer.send_result(record).map_err(|(e, _)| e).unwrap()
         });
         for delivery in futures::future::join_all(records).await {
@@ -98,52 +188,96 @@ async fn offsets_for_times_and_records_deleted() {
     let consumer = consumer(&broker.bootstrap(), "g", "read_committed");
     let at = |time: i64| {
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&name, 0, Offset::Offset(time)).unwrap();
+        list.add_partition_offset(&name, 0, Offset::Offset(time))
+            .unwrap();
         consumer.offsets_for_times(list, WAIT).unwrap().elements()[0].offset()
     };
     assert_eq!(at(0), Offset::Offset(0));
-    for (time, offset) in [(1045, 5), (1090, 9), (1091, 10), (2045, 15), (3045, 25), (4045, 35)] {
+    for (time, offset) in [
+        (1045, 5),
+        (1090, 9),
+        (1091, 10),
+        (2045, 15),
+        (3045, 25),
+        (4045, 35),
+    ] {
         assert_eq!(at(time), Offset::Offset(offset), "at {time}");
     }
     assert_eq!(at(4091), Offset::End);
     let admin = admin(&broker.bootstrap());
     let mut before = TopicPartitionList::new();
-    before.add_partition_offset(&name, 0, Offset::Offset(12)).unwrap();
-    admin.delete_records(&before, &AdminOptions::new()).await.unwrap();
+    before
+        .add_partition_offset(&name, 0, Offset::Offset(12))
+        .unwrap();
+    admin
+        .delete_records(&before, &AdminOptions::new())
+        .await
+        .unwrap();
     assert_eq!(consumer.fetch_watermarks(&name, 0, WAIT).unwrap(), (12, 40));
-    assert_eq!(read(&broker.bootstrap(), &name, 0, "read_committed", 28, WAIT)[0].0, 12, "within a compressed batch");
+    assert_eq!(
+        read(&broker.bootstrap(), &name, 0, "read_committed", 28, WAIT)[0].0,
+        12,
+        "within a compressed batch"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn append_time_and_size_limit() {
     let broker = broker();
-    let settings = [("message.timestamp.type", "LogAppendTime"), ("max.message.bytes", "2000")];
+    let settings = [
+        ("message.timestamp.type", "LogAppendTime"),
+        ("max.message.bytes", "2000"),
+    ];
     let name = topic_with(&broker.bootstrap(), "lat", 1, &settings).await;
     let producer = plain_producer(&broker.bootstrap());
-    let record = FutureRecord::to(&name).partition(0).key("k").payload("v").timestamp(5);
-    let sent = producer.send(record, WAIT).await.map_err(|(e, _)| e).unwrap();
+    let record = FutureRecord::to(&name)
+        .partition(0)
+        .key("k")
+        .payload("v")
+        .timestamp(5);
+    let sent = producer
+        .send(record, WAIT)
+        .await
+        .map_err(|(e, _)| e)
+        .unwrap();
     let consumer = consumer(&broker.bootstrap(), "g", "read_committed");
     assign_from(&consumer, &name, 0, Offset::Beginning);
     let message = consumer.poll(WAIT).unwrap().unwrap();
-    let Timestamp::LogAppendTime(time) = message.timestamp() else { panic!("{:?}", message.timestamp()) };
+    let Timestamp::LogAppendTime(time) = message.timestamp() else {
+        panic!("{:?}", message.timestamp())
+    };
     assert!(time > 1_600_000_000_000);
     assert_eq!(sent.offset, 0);
     let big = "x".repeat(5000);
     let record = FutureRecord::to(&name).partition(0).key("k").payload(&big);
     let error = producer.send(record, WAIT).await.unwrap_err().0;
-    assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::MessageSizeTooLarge));
+    assert_eq!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::MessageSizeTooLarge)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_topics_are_not_created() {
     let broker = broker();
     let record = FutureRecord::to("nowhere").key("k").payload("v");
-    let producer: FutureProducer =
-        ClientConfig::new().set("bootstrap.servers", broker.bootstrap()).set("message.timeout.ms", "1500").create().unwrap();
+    let producer: FutureProducer = ClientConfig::new()
+        .set("bootstrap.servers", broker.bootstrap())
+        .set("message.timeout.ms", "1500")
+        .create()
+        .unwrap();
     assert!(producer.send(record, WAIT).await.is_err());
-    let auto = DevKafka::start(Config { auto_create_topics: true, ..Config::default() }).unwrap();
+    let auto = DevKafka::start(Config {
+        auto_create_topics: true,
+        ..Config::default()
+    })
+    .unwrap();
     let record = FutureRecord::to("somewhere").key("k").payload("v");
-    plain_producer(&auto.bootstrap()).send(record, WAIT).await.map_err(|(e, _)| e).unwrap();
+    plain_producer(&auto.bootstrap())
+        .send(record, WAIT)
+        .await
+        .map_err(|(e, _)| e)
+        .unwrap();
 }
 
 /// The address is free and the threads are gone after a shutdown; readers that wait are let go.
@@ -156,6 +290,10 @@ async fn shutdown_frees_the_port() {
     assign_from(&waiting, &name, 0, Offset::Beginning);
     assert!(waiting.poll(Duration::from_millis(300)).is_none());
     broker.shutdown();
-    let again = DevKafka::start(Config { listen: address.parse().unwrap(), ..Config::default() }).unwrap();
+    let again = DevKafka::start(Config {
+        listen: address.parse().unwrap(),
+        ..Config::default()
+    })
+    .unwrap();
     assert_eq!(again.bootstrap(), address);
 }

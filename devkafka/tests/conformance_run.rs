@@ -61,6 +61,10 @@ async fn crashing_instances() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashing_instances_on_a_folder() {
     let dir = tempfile::tempdir().unwrap();
-    let broker = DevKafka::start(Config { storage: Storage::Folder(dir.path().to_owned()), ..Config::default() }).unwrap();
+    let broker = DevKafka::start(Config {
+        storage: Storage::Folder(dir.path().to_owned()),
+        ..Config::default()
+    })
+    .unwrap();
     soak::crashing_instances(&broker.bootstrap(), 6_000).await;
 }

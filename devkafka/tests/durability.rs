@@ -18,10 +18,24 @@ const QUIET: Duration = Duration::from_millis(1000);
 #[test]
 #[ignore = "run as a child process by the other tests"]
 fn broker_process() {
-    let Ok(folder) = std::env::var("DEVKAFKA_TEST_FOLDER") else { return };
-    let listen = std::env::var("DEVKAFKA_TEST_LISTEN").unwrap().parse().unwrap();
-    let broker = DevKafka::start(Config { listen, storage: Storage::Folder(folder.into()), ..Config::default() }).unwrap();
-    println!("\nlistening {} {}", broker.bootstrap(), broker.registry_url().unwrap());
+    let Ok(folder) = std::env::var("DEVKAFKA_TEST_FOLDER") else {
+        return;
+    };
+    let listen = std::env::var("DEVKAFKA_TEST_LISTEN")
+        .unwrap()
+        .parse()
+        .unwrap();
+    let broker = DevKafka::start(Config {
+        listen,
+        storage: Storage::Folder(folder.into()),
+        ..Config::default()
+    })
+    .unwrap();
+    println!(
+        "\nlistening {} {}",
+        broker.bootstrap(),
+        broker.registry_url().unwrap()
+    );
     std::thread::sleep(Duration::from_secs(600));
 }
 
@@ -41,7 +55,11 @@ impl Process {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut process = Process { child, bootstrap: String::new(), registry: String::new() };
+        let mut process = Process {
+            child,
+            bootstrap: String::new(),
+            registry: String::new(),
+        };
         let mut lines = lines.map_while(Result::ok);
         let addresses = lines.find_map(|l| l.strip_prefix("listening ").map(str::to_owned));
         let addresses = addresses.expect("the broker process did not start");
@@ -84,8 +102,13 @@ async fn all_that_was_acknowledged_survives_kill_9() {
         send(&txn, &name, 1, "k", value).await;
         let metadata = reader.group_metadata().unwrap();
         let offset = if commit { 11 } else { 22 };
-        txn.send_offsets_to_transaction(&offsets(&name, &[(0, offset)]), &metadata, WAIT).unwrap();
-        if commit { txn.commit_transaction(WAIT).unwrap() } else { txn.abort_transaction(WAIT).unwrap() }
+        txn.send_offsets_to_transaction(&offsets(&name, &[(0, offset)]), &metadata, WAIT)
+            .unwrap();
+        if commit {
+            txn.commit_transaction(WAIT).unwrap()
+        } else {
+            txn.abort_transaction(WAIT).unwrap()
+        }
     }
     let open = ready_producer(&bootstrap, &open_id, 3_000);
     open.begin_transaction().unwrap();
@@ -93,10 +116,16 @@ async fn all_that_was_acknowledged_survives_kill_9() {
     let admin_client = admin(&bootstrap);
     let cluster = admin_client.inner().fetch_cluster_id(WAIT).unwrap();
     let registry = first.registry.clone();
-    let schema = serde_json::json!({ "schema": r#"{"type":"record","name":"R","fields":[]}"# }).to_string();
+    let schema =
+        serde_json::json!({ "schema": r#"{"type":"record","name":"R","fields":[]}"# }).to_string();
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest_registry::Client::new();
-    let put = client.post(format!("{registry}/subjects/s/versions")).body(schema).send().await.unwrap();
+    let put = client
+        .post(format!("{registry}/subjects/s/versions"))
+        .body(schema)
+        .send()
+        .await
+        .unwrap();
     assert_eq!(put.status(), 200);
 
     first.kill();
@@ -106,8 +135,14 @@ async fn all_that_was_acknowledged_survives_kill_9() {
     let plain_values = read(&bootstrap, &name, 0, "read_committed", 50, WAIT);
     assert_eq!(plain_values.len(), 50);
     assert_eq!(plain_values[49], (49, "plain 49".to_owned()));
-    assert_eq!(committed(&consumer(&bootstrap, &group, "read_committed"), &name, 0), Some(11));
-    assert_eq!(values(&read(&bootstrap, &name, 1, "read_committed", 9, QUIET)), ["committed"]);
+    assert_eq!(
+        committed(&consumer(&bootstrap, &group, "read_committed"), &name, 0),
+        Some(11)
+    );
+    assert_eq!(
+        values(&read(&bootstrap, &name, 1, "read_committed", 9, QUIET)),
+        ["committed"]
+    );
     let all = read(&bootstrap, &name, 1, "read_uncommitted", 9, QUIET);
     assert_eq!(values(&all), ["committed", "aborted", "open"]);
 
@@ -116,14 +151,21 @@ async fn all_that_was_acknowledged_survives_kill_9() {
     successor.begin_transaction().unwrap();
     send(&successor, &name, 1, "k", "after").await;
     successor.commit_transaction(WAIT).unwrap();
-    assert_eq!(values(&read(&bootstrap, &name, 1, "read_committed", 2, WAIT)), ["committed", "after"]);
+    assert_eq!(
+        values(&read(&bootstrap, &name, 1, "read_committed", 2, WAIT)),
+        ["committed", "after"]
+    );
 
     // Idempotence goes on where it was: the same producer, the same sequence numbers.
     send(&plain, &name, 0, "k", "plain 50").await;
     txn.begin_transaction().unwrap();
     send(&txn, &name, 1, "k", "again").await;
     txn.commit_transaction(WAIT).unwrap();
-    let ids = client.get(format!("{}/subjects/s/versions/latest", second.registry)).send().await.unwrap();
+    let ids = client
+        .get(format!("{}/subjects/s/versions/latest", second.registry))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(ids.status(), 200);
     second.kill();
 }
@@ -132,7 +174,10 @@ async fn all_that_was_acknowledged_survives_kill_9() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_orphaned_transaction_times_out_after_the_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let config = || Config { storage: Storage::Folder(dir.path().to_owned()), ..Config::default() };
+    let config = || Config {
+        storage: Storage::Folder(dir.path().to_owned()),
+        ..Config::default()
+    };
     let broker = DevKafka::start(config()).unwrap();
     let name = topic(&broker.bootstrap(), "orphan", 1).await;
     let open = ready_producer(&broker.bootstrap(), &unique("tx"), 2_000);
@@ -149,7 +194,10 @@ async fn an_orphaned_transaction_times_out_after_the_restart() {
 #[test]
 fn a_folder_belongs_to_one_broker() {
     let dir = tempfile::tempdir().unwrap();
-    let config = || Config { storage: Storage::Folder(dir.path().to_owned()), ..Config::default() };
+    let config = || Config {
+        storage: Storage::Folder(dir.path().to_owned()),
+        ..Config::default()
+    };
     let broker = DevKafka::start(config()).unwrap();
     assert!(DevKafka::start(config()).is_err());
     broker.shutdown();
@@ -177,7 +225,9 @@ async fn kills_under_load_lose_nothing() {
         let mut sent = 0;
         while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
             let batch: Vec<String> = (sent..sent + 100).map(|i| i.to_string()).collect();
-            let results = batch.iter().map(|v| send(&producer, &topic_name, 0, "k", v));
+            let results = batch
+                .iter()
+                .map(|v| send(&producer, &topic_name, 0, "k", v));
             futures::future::join_all(results).await;
             sent += 100;
         }
@@ -191,7 +241,18 @@ async fn kills_under_load_lose_nothing() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let sent = writer.await.unwrap();
-    let found = read(&bootstrap, &name, 0, "read_committed", sent, Duration::from_secs(10));
+    let found = read(
+        &bootstrap,
+        &name,
+        0,
+        "read_committed",
+        sent,
+        Duration::from_secs(10),
+    );
     let expected: Vec<String> = (0..sent).map(|i| i.to_string()).collect();
-    assert!(values(&found) == expected, "{} of {sent} records, or out of order", found.len());
+    assert!(
+        values(&found) == expected,
+        "{} of {sent} records, or out of order",
+        found.len()
+    );
 }

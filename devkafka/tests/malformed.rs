@@ -81,7 +81,9 @@ fn frame(rng: &mut Rng, captured: &[Bytes]) -> Vec<u8> {
                 match rng.below(5) {
                     0 => out.truncate(at),
                     1 => out.insert(at, rng.next() as u8),
-                    2 if out.len() > at + 4 => out[at..at + 4].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff]),
+                    2 if out.len() > at + 4 => {
+                        out[at..at + 4].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff])
+                    }
                     _ if at < out.len() => out[at] = rng.next() as u8,
                     _ => {}
                 }
@@ -114,7 +116,10 @@ fn capture() -> Vec<Bytes> {
                 let mut head = [0u8; 4];
                 while from.read_exact(&mut head).is_ok() {
                     let mut body = vec![0; u32::from_be_bytes(head) as usize];
-                    if from.read_exact(&mut body).is_err() || to.write_all(&head).is_err() || to.write_all(&body).is_err() {
+                    if from.read_exact(&mut body).is_err()
+                        || to.write_all(&head).is_err()
+                        || to.write_all(&body).is_err()
+                    {
                         return;
                     }
                     sink.lock().unwrap().push(Bytes::from(body));
@@ -124,7 +129,10 @@ fn capture() -> Vec<Bytes> {
             std::thread::spawn(move || std::io::copy(&mut from, &mut to));
         }
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let bootstrap = format!("127.0.0.1:{port}");
     runtime.block_on(async {
         conformance::transactions::atomic_offsets(&bootstrap).await;
@@ -149,14 +157,22 @@ fn any_bytes_are_survived() {
     assert!(captured.len() > 50, "captured {}", captured.len());
     let broker = DevKafka::start(Config::default()).unwrap();
     broker.create_topic("t", 2, &[]).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let name = runtime.block_on(topic(&broker.bootstrap(), "others", 1));
     let producer = plain_producer(&broker.bootstrap());
     let mut rng = Rng(0x5eed);
     let before = PANICS.load(Ordering::Relaxed);
 
     // The core and the decoder directly: many, quickly.
-    let mut core = Core::open(CoreConfig::default(), Box::new(MemoryStorage::journaled()), 0).unwrap();
+    let mut core = Core::open(
+        CoreConfig::default(),
+        Box::new(MemoryStorage::journaled()),
+        0,
+    )
+    .unwrap();
     let mut handled = 0;
     for i in 0..50_000u64 {
         let bytes = Bytes::from(frame(&mut rng, &captured));
@@ -174,7 +190,10 @@ fn any_bytes_are_survived() {
             core.take_replies();
         }
     }
-    assert!(handled > 5_000, "only {handled} frames got as far as the core");
+    assert!(
+        handled > 5_000,
+        "only {handled} frames got as far as the core"
+    );
 
     // The whole server: others go on all the while.
     for i in 0..3_000 {
@@ -191,7 +210,14 @@ fn any_bytes_are_survived() {
         }
     }
     assert_eq!(PANICS.load(Ordering::Relaxed), before, "something panicked");
-    let found = read(&broker.bootstrap(), &name, 0, "read_committed", 300, Duration::from_secs(10));
+    let found = read(
+        &broker.bootstrap(),
+        &name,
+        0,
+        "read_committed",
+        300,
+        Duration::from_secs(10),
+    );
     assert_eq!(found.len(), 300);
 }
 
@@ -200,8 +226,14 @@ fn an_oversized_frame_closes_its_connection() {
     let broker = DevKafka::start(Config::default()).unwrap();
     for claimed in [101 << 20, u32::MAX, 0x8000_0000] {
         let mut stream = TcpStream::connect(broker.bootstrap()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
         stream.write_all(&claimed.to_be_bytes()).unwrap();
-        assert_eq!(stream.read(&mut [0; 8]).unwrap_or(0), 0, "the broker closes");
+        assert_eq!(
+            stream.read(&mut [0; 8]).unwrap_or(0),
+            0,
+            "the broker closes"
+        );
     }
 }

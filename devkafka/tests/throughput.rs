@@ -26,7 +26,10 @@ fn measure(bootstrap: &str, topic: &str, what: &str) {
     let begin = Instant::now();
     for i in 0..RECORDS {
         let key = (i as u32).to_be_bytes();
-        let mut record = BaseRecord::to(topic).partition((i % 4) as i32).key(&key[..]).payload(&payload[..]);
+        let mut record = BaseRecord::to(topic)
+            .partition((i % 4) as i32)
+            .key(&key[..])
+            .payload(&payload[..]);
         while let Err((_, back)) = producer.send(record) {
             producer.poll(Duration::from_millis(1));
             record = back;
@@ -40,11 +43,14 @@ fn measure(bootstrap: &str, topic: &str, what: &str) {
     println!("{what}: produce {rate:.0} records/s");
 
     let mut config = consumer_config(bootstrap, &unique("g"), "read_committed");
-    config.set("fetch.queue.backoff.ms", "2").set("queued.min.messages", "200000");
+    config
+        .set("fetch.queue.backoff.ms", "2")
+        .set("queued.min.messages", "200000");
     let consumer: rdkafka::consumer::BaseConsumer = config.create().unwrap();
     let mut list = rdkafka::TopicPartitionList::new();
     for p in 0..4 {
-        list.add_partition_offset(topic, p, Offset::Beginning).unwrap();
+        list.add_partition_offset(topic, p, Offset::Beginning)
+            .unwrap();
     }
     consumer.assign(&list).unwrap();
     let begin = Instant::now();
@@ -73,7 +79,11 @@ async fn produce_and_replay() {
     let name = topic(&broker.bootstrap(), "speed", 4).await;
     measure(&broker.bootstrap(), &name, "memory");
     let dir = tempfile::tempdir().unwrap();
-    let broker = DevKafka::start(Config { storage: Storage::Folder(dir.path().to_owned()), ..Config::default() }).unwrap();
+    let broker = DevKafka::start(Config {
+        storage: Storage::Folder(dir.path().to_owned()),
+        ..Config::default()
+    })
+    .unwrap();
     let name = topic(&broker.bootstrap(), "speed", 4).await;
     measure(&broker.bootstrap(), &name, "folder");
 }
@@ -94,16 +104,24 @@ async fn commit_latency() {
         producer.begin_transaction().unwrap();
         let mut sent = Vec::new();
         for j in 0..200 {
-            let record = rdkafka::producer::FutureRecord::to(&name).partition(j % 4).key("k").payload("0123456789");
+            let record = rdkafka::producer::FutureRecord::to(&name)
+                .partition(j % 4)
+                .key("k")
+                .payload("0123456789");
             sent.push(producer.send_result(record).map_err(|(e, _)| e).unwrap());
         }
         for delivery in sent {
             delivery.await.unwrap().unwrap();
         }
-        producer.send_offsets_to_transaction(&offsets(&name, &[(0, i), (1, i)]), &metadata, WAIT).unwrap();
+        producer
+            .send_offsets_to_transaction(&offsets(&name, &[(0, i), (1, i)]), &metadata, WAIT)
+            .unwrap();
         producer.commit_transaction(WAIT).unwrap();
         times.push(begin.elapsed());
     }
     times.sort();
-    println!("commit of 200 records: p50 {:?} p99 {:?} max {:?}", times[250], times[495], times[499]);
+    println!(
+        "commit of 200 records: p50 {:?} p99 {:?} max {:?}",
+        times[250], times[495], times[499]
+    );
 }

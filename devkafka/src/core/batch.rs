@@ -105,7 +105,9 @@ impl BatchHeader {
 
     /// True if the checksum of the whole batch is right.
     pub fn crc_ok(&self, bytes: &[u8]) -> bool {
-        bytes.get(ATTRIBUTES_AT..self.len).is_some_and(|b| crc32c::crc32c(b) == self.crc)
+        bytes
+            .get(ATTRIBUTES_AT..self.len)
+            .is_some_and(|b| crc32c::crc32c(b) == self.crc)
     }
 }
 
@@ -118,35 +120,63 @@ pub fn add_sequence(sequence: i32, delta: i32) -> i32 {
 /// Checks what a producer sent for one partition: exactly one sound v2 data batch.
 pub fn check_produced(bytes: &[u8]) -> Result<BatchHeader, (ResponseError, &'static str)> {
     if bytes.len() < HEADER {
-        return Err((ResponseError::CorruptMessage, "record batch is shorter than its header"));
+        return Err((
+            ResponseError::CorruptMessage,
+            "record batch is shorter than its header",
+        ));
     }
     if bytes[MAGIC_AT] != 2 {
-        return Err((ResponseError::InvalidRecord, "only record batches of format v2 are accepted"));
+        return Err((
+            ResponseError::InvalidRecord,
+            "only record batches of format v2 are accepted",
+        ));
     }
-    let header = BatchHeader::read(bytes).ok_or((ResponseError::CorruptMessage, "record batch is truncated"))?;
+    let header = BatchHeader::read(bytes)
+        .ok_or((ResponseError::CorruptMessage, "record batch is truncated"))?;
     if header.len != bytes.len() {
-        return Err((ResponseError::InvalidRecord, "exactly one record batch per partition is accepted"));
+        return Err((
+            ResponseError::InvalidRecord,
+            "exactly one record batch per partition is accepted",
+        ));
     }
     if !header.crc_ok(bytes) {
-        return Err((ResponseError::CorruptMessage, "record batch fails its checksum"));
+        return Err((
+            ResponseError::CorruptMessage,
+            "record batch fails its checksum",
+        ));
     }
     if header.control() {
-        return Err((ResponseError::InvalidRecord, "clients may not write control batches"));
+        return Err((
+            ResponseError::InvalidRecord,
+            "clients may not write control batches",
+        ));
     }
     if header.attributes & !PRODUCER_BITS != 0 {
         return Err((ResponseError::InvalidRecord, "unknown batch attributes"));
     }
     if header.record_count <= 0 || header.last_offset_delta != header.record_count - 1 {
-        return Err((ResponseError::InvalidRecord, "record count and last offset delta disagree"));
+        return Err((
+            ResponseError::InvalidRecord,
+            "record count and last offset delta disagree",
+        ));
     }
     if header.compression() > 4 {
-        return Err((ResponseError::UnsupportedCompressionType, "unknown compression type"));
+        return Err((
+            ResponseError::UnsupportedCompressionType,
+            "unknown compression type",
+        ));
     }
     if header.producer_id >= 0 && (header.producer_epoch < 0 || header.base_sequence < 0) {
-        return Err((ResponseError::InvalidRecord, "idempotent batch without epoch or sequence"));
+        return Err((
+            ResponseError::InvalidRecord,
+            "idempotent batch without epoch or sequence",
+        ));
     }
     if header.transactional() && header.producer_id < 0 {
-        return Err((ResponseError::InvalidRecord, "transactional batch without producer id"));
+        return Err((
+            ResponseError::InvalidRecord,
+            "transactional batch without producer id",
+        ));
     }
     Ok(header)
 }
@@ -181,7 +211,13 @@ pub enum Marker {
 }
 
 /// Builds the control batch that ends a transaction on a partition.
-pub fn marker_batch(base_offset: i64, producer_id: i64, epoch: i16, marker: Marker, now: i64) -> Bytes {
+pub fn marker_batch(
+    base_offset: i64,
+    producer_id: i64,
+    epoch: i16,
+    marker: Marker,
+    now: i64,
+) -> Bytes {
     let mut record = BytesMut::new();
     record.put_u8(0); // attributes
     record.put_u8(0); // timestamp delta
@@ -196,7 +232,15 @@ pub fn marker_batch(base_offset: i64, producer_id: i64, epoch: i16, marker: Mark
     let mut records = BytesMut::new();
     records.put_u8((record.len() as u8) << 1);
     records.put_slice(&record);
-    build(base_offset, TRANSACTIONAL | CONTROL, 0, (now, now), (producer_id, epoch, -1), 1, &records)
+    build(
+        base_offset,
+        TRANSACTIONAL | CONTROL,
+        0,
+        (now, now),
+        (producer_id, epoch, -1),
+        1,
+        &records,
+    )
 }
 
 /// The marker that a control batch holds; None if it is of another kind or damaged.
@@ -250,5 +294,14 @@ fn i32_at(b: &[u8], at: usize) -> i32 {
 }
 
 fn i64_at(b: &[u8], at: usize) -> i64 {
-    i64::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3], b[at + 4], b[at + 5], b[at + 6], b[at + 7]])
+    i64::from_be_bytes([
+        b[at],
+        b[at + 1],
+        b[at + 2],
+        b[at + 3],
+        b[at + 4],
+        b[at + 5],
+        b[at + 6],
+        b[at + 7],
+    ])
 }

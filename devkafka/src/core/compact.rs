@@ -21,13 +21,29 @@ use crate::storage::{Result, Storage, StorageError};
 const COMPRESSION_BITS: i16 = 7;
 
 /// Cleans a partition if enough of it is dirty.
-pub fn compact(partition: &mut Partition, config: &TopicConfig, storage: &mut dyn Storage, now: i64) -> Result<()> {
+pub fn compact(
+    partition: &mut Partition,
+    config: &TopicConfig,
+    storage: &mut dyn Storage,
+    now: i64,
+) -> Result<()> {
     let log = &mut partition.log;
     let count = cleanable(log, config, now);
-    let Some(upto) = log.segments.get(count).map(|s| s.base_offset).filter(|_| count > 0) else { return Ok(()) };
+    let Some(upto) = log
+        .segments
+        .get(count)
+        .map(|s| s.base_offset)
+        .filter(|_| count > 0)
+    else {
+        return Ok(());
+    };
     let total: u64 = log.segments[..count].iter().map(|s| s.size).sum();
     let fresh = |s: &&Segment| s.base_offset >= partition.cleaned;
-    let dirty: u64 = log.segments[..count].iter().filter(fresh).map(|s| s.size).sum();
+    let dirty: u64 = log.segments[..count]
+        .iter()
+        .filter(fresh)
+        .map(|s| s.size)
+        .sum();
     if dirty == 0 || (dirty as f64) < config.min_cleanable_dirty_ratio * total as f64 {
         return Ok(());
     }
@@ -59,9 +75,15 @@ fn cleanable(log: &Log, config: &TopicConfig, now: i64) -> usize {
     let closed = log.segments.len().saturating_sub(1);
     let stable = log.stable_offset();
     let settled = |i: usize| {
-        let end = log.segments.get(i + 1).map_or(log.end_offset(), |s| s.base_offset);
+        let end = log
+            .segments
+            .get(i + 1)
+            .map_or(log.end_offset(), |s| s.base_offset);
         let lag_ok = config.min_compaction_lag_ms <= 0
-            || log.segments.get(i).is_some_and(|s| s.max_timestamp() <= now - config.min_compaction_lag_ms);
+            || log
+                .segments
+                .get(i)
+                .is_some_and(|s| s.max_timestamp() <= now - config.min_compaction_lag_ms);
         end <= stable && lag_ok
     };
     (0..closed).take_while(|i| settled(*i)).count()
@@ -70,21 +92,35 @@ fn cleanable(log: &Log, config: &TopicConfig, now: i64) -> usize {
 fn is_aborted(aborted: &[Aborted], header: &BatchHeader) -> bool {
     header.transactional()
         && aborted.iter().any(|a| {
-            a.producer_id == header.producer_id && a.first_offset <= header.base_offset && header.base_offset <= a.last_offset
+            a.producer_id == header.producer_id
+                && a.first_offset <= header.base_offset
+                && header.base_offset <= a.last_offset
         })
 }
 
 /// The newest offset of every key in the part that was not cleaned before.
-fn newest_offsets(log: &Log, count: usize, from: i64, storage: &mut dyn Storage) -> Result<BTreeMap<Bytes, i64>> {
+fn newest_offsets(
+    log: &Log,
+    count: usize,
+    from: i64,
+    storage: &mut dyn Storage,
+) -> Result<BTreeMap<Bytes, i64>> {
     let mut latest = BTreeMap::new();
-    for segment in log.segments[..count].iter().filter(|s| s.base_offset >= from) {
+    for segment in log.segments[..count]
+        .iter()
+        .filter(|s| s.base_offset >= from)
+    {
         for meta in &segment.batches {
             let bytes = storage.read(&segment.name, u64::from(meta.pos), meta.len as usize)?;
-            let Some(header) = BatchHeader::read(&bytes) else { continue };
+            let Some(header) = BatchHeader::read(&bytes) else {
+                continue;
+            };
             if header.control() || is_aborted(&log.aborted, &header) {
                 continue;
             }
-            let Some(payload) = payload(&bytes, &header) else { continue };
+            let Some(payload) = payload(&bytes, &header) else {
+                continue;
+            };
             for record in records(&payload, &header) {
                 if let Some(key) = record.key {
                     latest.insert(Bytes::copy_from_slice(key), record.offset);
@@ -107,7 +143,10 @@ fn rewrite(
     let mut rest = segments.into_iter().peekable();
     while let Some(first) = rest.next() {
         let mut group = vec![first];
-        let mut out = Cleaned { bytes: BytesMut::new(), batches: Vec::new() };
+        let mut out = Cleaned {
+            bytes: BytesMut::new(),
+            batches: Vec::new(),
+        };
         let mut result = cleaner.segment(&group[0], &mut out, storage);
         while result.is_ok()
             && let Some(next) = rest.next_if(|s| out.bytes.len() as u64 + s.size <= limit)
@@ -159,13 +198,26 @@ struct Cleaner {
 
 impl Cleaner {
     /// Adds what remains of a segment to `out`.
-    fn segment(&mut self, segment: &Segment, out: &mut Cleaned, storage: &mut dyn Storage) -> Result<()> {
+    fn segment(
+        &mut self,
+        segment: &Segment,
+        out: &mut Cleaned,
+        storage: &mut dyn Storage,
+    ) -> Result<()> {
         for meta in &segment.batches {
             let bytes = storage.read(&segment.name, u64::from(meta.pos), meta.len as usize)?;
-            let Some(kept) = self.batch(&bytes) else { continue };
-            let max_timestamp = BatchHeader::read(&kept).map_or(meta.max_timestamp, |h| h.max_timestamp);
+            let Some(kept) = self.batch(&bytes) else {
+                continue;
+            };
+            let max_timestamp =
+                BatchHeader::read(&kept).map_or(meta.max_timestamp, |h| h.max_timestamp);
             let (pos, len) = (out.bytes.len() as u32, kept.len() as u32);
-            out.batches.push(BatchMeta { pos, len, max_timestamp, ..*meta });
+            out.batches.push(BatchMeta {
+                pos,
+                len,
+                max_timestamp,
+                ..*meta
+            });
             out.bytes.put_slice(&kept);
         }
         Ok(())
@@ -173,9 +225,12 @@ impl Cleaner {
 
     /// What remains of a batch; None if nothing does.
     fn batch(&mut self, bytes: &Bytes) -> Option<Bytes> {
-        let Some(header) = BatchHeader::read(bytes) else { return Some(bytes.clone()) };
+        let Some(header) = BatchHeader::read(bytes) else {
+            return Some(bytes.clone());
+        };
         if header.control() {
-            let needed = self.alive.remove(&header.producer_id) || header.max_timestamp >= self.marker_before;
+            let needed = self.alive.remove(&header.producer_id)
+                || header.max_timestamp >= self.marker_before;
             return needed.then(|| bytes.clone());
         }
         if is_aborted(&self.aborted, &header) {
@@ -189,14 +244,19 @@ impl Cleaner {
     }
 
     fn data(&self, bytes: &Bytes, header: &BatchHeader) -> Option<Bytes> {
-        let Some(payload) = payload(bytes, header) else { return Some(bytes.clone()) };
+        let Some(payload) = payload(bytes, header) else {
+            return Some(bytes.clone());
+        };
         let marked = header.attributes & DELETE_HORIZON != 0;
         let tombstones_go = marked && header.first_timestamp <= self.now;
         let mut all = records(&payload, header);
         let (mut kept, mut dropped, mut tombstones) = (Vec::new(), 0, false);
         for record in all.by_ref() {
             let superseded = match record.key {
-                Some(key) => self.latest.get(key).is_some_and(|newest| *newest > record.offset),
+                Some(key) => self
+                    .latest
+                    .get(key)
+                    .is_some_and(|newest| *newest > record.offset),
                 None => true,
             };
             if superseded || (record.null_value && tombstones_go) {
@@ -216,7 +276,11 @@ impl Cleaner {
         if dropped == 0 && !mark {
             return Some(bytes.clone());
         }
-        let base_timestamp = if mark { self.horizon } else { header.first_timestamp };
+        let base_timestamp = if mark {
+            self.horizon
+        } else {
+            header.first_timestamp
+        };
         let mut packed = BytesMut::new();
         let mut max_timestamp = -1;
         for record in &kept {
@@ -226,10 +290,23 @@ impl Cleaner {
         if header.log_append_time() {
             max_timestamp = header.max_timestamp;
         }
-        let attributes = (header.attributes & !COMPRESSION_BITS) | if mark { DELETE_HORIZON } else { 0 };
-        let producer = (header.producer_id, header.producer_epoch, header.base_sequence);
+        let attributes =
+            (header.attributes & !COMPRESSION_BITS) | if mark { DELETE_HORIZON } else { 0 };
+        let producer = (
+            header.producer_id,
+            header.producer_epoch,
+            header.base_sequence,
+        );
         let times = (base_timestamp, max_timestamp);
         let count = kept.len() as i32;
-        Some(batch::build(header.base_offset, attributes, header.last_offset_delta, times, producer, count, &packed))
+        Some(batch::build(
+            header.base_offset,
+            attributes,
+            header.last_offset_delta,
+            times,
+            producer,
+            count,
+            &packed,
+        ))
     }
 }

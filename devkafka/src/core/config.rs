@@ -28,15 +28,35 @@ pub struct Setting {
 }
 
 const fn setting(name: &'static str, default: &'static str, kind: Kind) -> Setting {
-    Setting { name, default, kind }
+    Setting {
+        name,
+        default,
+        kind,
+    }
 }
 
 /// All known topic settings, by name.
 pub const SETTINGS: &[Setting] = &[
-    setting("cleanup.policy", "delete", Kind::List(&["delete", "compact"])),
+    setting(
+        "cleanup.policy",
+        "delete",
+        Kind::List(&["delete", "compact"]),
+    ),
     setting("compression.gzip.level", "-1", Kind::Int),
     setting("compression.lz4.level", "9", Kind::Int),
-    setting("compression.type", "producer", Kind::Word(&["producer", "uncompressed", "none", "gzip", "snappy", "lz4", "zstd"])),
+    setting(
+        "compression.type",
+        "producer",
+        Kind::Word(&[
+            "producer",
+            "uncompressed",
+            "none",
+            "gzip",
+            "snappy",
+            "lz4",
+            "zstd",
+        ]),
+    ),
     setting("compression.zstd.level", "3", Kind::Int),
     setting("delete.retention.ms", "86400000", Kind::Long),
     setting("file.delete.delay.ms", "60000", Kind::Long),
@@ -50,8 +70,16 @@ pub const SETTINGS: &[Setting] = &[
     setting("max.compaction.lag.ms", "9223372036854775807", Kind::Long),
     setting("max.message.bytes", "1048588", Kind::Int),
     setting("message.timestamp.after.max.ms", "3600000", Kind::Long),
-    setting("message.timestamp.before.max.ms", "9223372036854775807", Kind::Long),
-    setting("message.timestamp.type", "CreateTime", Kind::Word(&["CreateTime", "LogAppendTime"])),
+    setting(
+        "message.timestamp.before.max.ms",
+        "9223372036854775807",
+        Kind::Long,
+    ),
+    setting(
+        "message.timestamp.type",
+        "CreateTime",
+        Kind::Word(&["CreateTime", "LogAppendTime"]),
+    ),
     setting("min.cleanable.dirty.ratio", "0.5", Kind::Double),
     setting("min.compaction.lag.ms", "0", Kind::Long),
     setting("min.insync.replicas", "1", Kind::Int),
@@ -102,7 +130,9 @@ pub fn check(configs: &BTreeMap<String, String>) -> Result<(), String> {
     for (name, value) in configs {
         match find(name) {
             None => return Err(format!("Unknown topic config name: {name}")),
-            Some(s) if !s.accepts(value) => return Err(format!("Invalid value {value} for configuration {name}")),
+            Some(s) if !s.accepts(value) => {
+                return Err(format!("Invalid value {value} for configuration {name}"));
+            }
             Some(_) => {}
         }
     }
@@ -143,7 +173,9 @@ impl TopicConfig {
             min_compaction_lag_ms: long("min.compaction.lag.ms"),
             retention_bytes: long("retention.bytes"),
             retention_ms: long("retention.ms"),
-            segment_bytes: u64::try_from(long("segment.bytes")).unwrap_or(1 << 30).max(1024),
+            segment_bytes: u64::try_from(long("segment.bytes"))
+                .unwrap_or(1 << 30)
+                .max(1024),
             segment_ms: long("segment.ms").max(1),
         }
     }

@@ -9,15 +9,18 @@ use kafka_protocol::messages::describe_groups_response::{DescribedGroup, Describ
 use kafka_protocol::messages::describe_log_dirs_response::{
     DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic,
 };
-use kafka_protocol::messages::describe_producers_response::{PartitionResponse, ProducerState, TopicResponse};
+use kafka_protocol::messages::describe_producers_response::{
+    PartitionResponse, ProducerState, TopicResponse,
+};
 use kafka_protocol::messages::describe_transactions_response::{TopicData, TransactionState};
 use kafka_protocol::messages::list_groups_response::ListedGroup;
 use kafka_protocol::messages::list_transactions_response::TransactionState as ListedTransaction;
 use kafka_protocol::messages::{
-    DeleteGroupsRequest, DeleteGroupsResponse, DescribeConfigsRequest, DescribeConfigsResponse, DescribeGroupsRequest,
-    DescribeGroupsResponse, DescribeLogDirsRequest, DescribeLogDirsResponse, DescribeProducersRequest,
-    DescribeProducersResponse, DescribeTransactionsRequest, DescribeTransactionsResponse, GroupId, ListGroupsRequest,
-    ListGroupsResponse, ListTransactionsRequest, ListTransactionsResponse, ProducerId, TopicName, TransactionalId,
+    DeleteGroupsRequest, DeleteGroupsResponse, DescribeConfigsRequest, DescribeConfigsResponse,
+    DescribeGroupsRequest, DescribeGroupsResponse, DescribeLogDirsRequest, DescribeLogDirsResponse,
+    DescribeProducersRequest, DescribeProducersResponse, DescribeTransactionsRequest,
+    DescribeTransactionsResponse, GroupId, ListGroupsRequest, ListGroupsResponse,
+    ListTransactionsRequest, ListTransactionsResponse, ProducerId, TopicName, TransactionalId,
 };
 
 use super::admin::{BROKER, TOPIC};
@@ -36,7 +39,11 @@ impl Core {
     pub(super) fn list_groups(&mut self, request: ListGroupsRequest) -> Outcome {
         let wanted = |g: &Group| {
             let any_state = request.states_filter.is_empty();
-            any_state || request.states_filter.iter().any(|s| s.eq_ignore_ascii_case(g.state.name()))
+            any_state
+                || request
+                    .states_filter
+                    .iter()
+                    .any(|s| s.eq_ignore_ascii_case(g.state.name()))
         };
         let types = &request.types_filter;
         let classic = types.is_empty() || types.iter().any(|t| t.eq_ignore_ascii_case("classic"));
@@ -47,30 +54,47 @@ impl Core {
                 .with_group_state(text(g.state.name()))
                 .with_group_type(text("classic"))
         };
-        let groups = self.groups.iter().filter(|(_, g)| classic && wanted(g)).map(listed).collect();
-        Outcome::Reply(Response::ListGroups(ListGroupsResponse::default().with_groups(groups)))
+        let groups = self
+            .groups
+            .iter()
+            .filter(|(_, g)| classic && wanted(g))
+            .map(listed)
+            .collect();
+        Outcome::Reply(Response::ListGroups(
+            ListGroupsResponse::default().with_groups(groups),
+        ))
     }
 
     pub(super) fn describe_groups(&mut self, request: DescribeGroupsRequest) -> Outcome {
         let mut response = DescribeGroupsResponse::default();
         for id in request.groups {
-            let mut out = DescribedGroup::default().with_group_id(id.clone()).with_authorized_operations(i32::MIN);
+            let mut out = DescribedGroup::default()
+                .with_group_id(id.clone())
+                .with_authorized_operations(i32::MIN);
             match self.groups.get(id.as_str()) {
                 None => out.group_state = text("Dead"),
                 Some(group) => {
                     let protocol = group.protocol.clone().unwrap_or_default();
                     out.group_state = text(group.state.name());
                     out.protocol_type = text(group.protocol_type.as_str());
-                    out.members = group.members.iter().map(|(member_id, m)| {
-                        let metadata = m.protocols.iter().find(|(n, _)| *n == protocol).map(|(_, b)| b.clone());
-                        DescribedGroupMember::default()
-                            .with_member_id(text(member_id.as_str()))
-                            .with_group_instance_id(m.instance_id.clone().map(text))
-                            .with_client_id(text(m.client_id.as_str()))
-                            .with_client_host(text(m.client_host.as_str()))
-                            .with_member_metadata(metadata.unwrap_or_default())
-                            .with_member_assignment(m.assignment.clone())
-                    }).collect();
+                    out.members = group
+                        .members
+                        .iter()
+                        .map(|(member_id, m)| {
+                            let metadata = m
+                                .protocols
+                                .iter()
+                                .find(|(n, _)| *n == protocol)
+                                .map(|(_, b)| b.clone());
+                            DescribedGroupMember::default()
+                                .with_member_id(text(member_id.as_str()))
+                                .with_group_instance_id(m.instance_id.clone().map(text))
+                                .with_client_id(text(m.client_id.as_str()))
+                                .with_client_host(text(m.client_host.as_str()))
+                                .with_member_metadata(metadata.unwrap_or_default())
+                                .with_member_assignment(m.assignment.clone())
+                        })
+                        .collect();
                     out.protocol_data = text(protocol);
                 }
             }
@@ -85,9 +109,15 @@ impl Core {
             let result = match self.groups.get(id.as_str()) {
                 None => Err(ResponseError::GroupIdNotFound),
                 Some(group) if group.has_members() => Err(ResponseError::NonEmptyGroup),
-                Some(_) => self.record(Record::GroupDeleted { id: id.to_string() }).map_err(storage_failed),
+                Some(_) => self
+                    .record(Record::GroupDeleted { id: id.to_string() })
+                    .map_err(storage_failed),
             };
-            response.results.push(DeletableGroupResult::default().with_group_id(id).with_error_code(result_code(&result)));
+            response.results.push(
+                DeletableGroupResult::default()
+                    .with_group_id(id)
+                    .with_error_code(result_code(&result)),
+            );
         }
         self.refresh_group_deadline();
         Outcome::Reply(Response::DeleteGroups(response))
@@ -99,7 +129,12 @@ impl Core {
             let mut out = DescribeConfigsResult::default()
                 .with_resource_type(resource.resource_type)
                 .with_resource_name(resource.resource_name.clone());
-            let wanted = |name: &str| resource.configuration_keys.as_ref().is_none_or(|k| k.iter().any(|k| k.as_str() == name));
+            let wanted = |name: &str| {
+                resource
+                    .configuration_keys
+                    .as_ref()
+                    .is_none_or(|k| k.iter().any(|k| k.as_str() == name))
+            };
             match resource.resource_type {
                 TOPIC => match self.topics.get(resource.resource_name.as_str()) {
                     None => out.error_code = code(ResponseError::UnknownTopicOrPartition),
@@ -118,7 +153,11 @@ impl Core {
                                     .with_value(Some(text(value)))
                                     .with_config_source(source)
                                     .with_config_type(s.type_code())
-                                    .with_synonyms(if request.include_synonyms { vec![synonym] } else { Vec::new() }),
+                                    .with_synonyms(if request.include_synonyms {
+                                        vec![synonym]
+                                    } else {
+                                        Vec::new()
+                                    }),
                             );
                         }
                     }
@@ -146,14 +185,26 @@ impl Core {
 
     fn broker_settings(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("advertised.listeners", format!("PLAINTEXT://{}:{}", self.config.host, self.config.port)),
-            ("auto.create.topics.enable", self.config.auto_create_topics.to_string()),
+            (
+                "advertised.listeners",
+                format!("PLAINTEXT://{}:{}", self.config.host, self.config.port),
+            ),
+            (
+                "auto.create.topics.enable",
+                self.config.auto_create_topics.to_string(),
+            ),
             ("default.replication.factor", "1".to_owned()),
-            ("group.initial.rebalance.delay.ms", self.config.initial_rebalance_delay_ms.to_string()),
+            (
+                "group.initial.rebalance.delay.ms",
+                self.config.initial_rebalance_delay_ms.to_string(),
+            ),
             ("log.cleaner.enable", "true".to_owned()),
             ("node.id", NODE_ID.to_string()),
             ("num.partitions", self.config.default_partitions.to_string()),
-            ("transaction.abort.timed.out.transaction.cleanup.interval.ms", self.config.txn_scan_interval_ms.to_string()),
+            (
+                "transaction.abort.timed.out.transaction.cleanup.interval.ms",
+                self.config.txn_scan_interval_ms.to_string(),
+            ),
             ("transaction.max.timeout.ms", "900000".to_owned()),
         ]
     }
@@ -161,19 +212,38 @@ impl Core {
     pub(super) fn describe_log_dirs(&mut self, request: DescribeLogDirsRequest) -> Outcome {
         let wanted = |name: &str, index: i32| match &request.topics {
             None => true,
-            Some(list) => list.iter().any(|t| t.topic.as_str() == name && t.partitions.contains(&index)),
+            Some(list) => list
+                .iter()
+                .any(|t| t.topic.as_str() == name && t.partitions.contains(&index)),
         };
-        let mut dir = DescribeLogDirsResult::default().with_log_dir(text("devkafka")).with_total_bytes(-1).with_usable_bytes(-1);
+        let mut dir = DescribeLogDirsResult::default()
+            .with_log_dir(text("devkafka"))
+            .with_total_bytes(-1)
+            .with_usable_bytes(-1);
         for (name, topic) in &self.topics {
-            let parts = topic.partitions.iter().enumerate().filter(|(i, _)| wanted(name, *i as i32));
-            let parts: Vec<DescribeLogDirsPartition> = parts.map(|(i, p)| {
-                DescribeLogDirsPartition::default().with_partition_index(i as i32).with_partition_size(p.log.size() as i64)
-            }).collect();
+            let parts = topic
+                .partitions
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| wanted(name, *i as i32));
+            let parts: Vec<DescribeLogDirsPartition> = parts
+                .map(|(i, p)| {
+                    DescribeLogDirsPartition::default()
+                        .with_partition_index(i as i32)
+                        .with_partition_size(p.log.size() as i64)
+                })
+                .collect();
             if !parts.is_empty() {
-                dir.topics.push(DescribeLogDirsTopic::default().with_name(TopicName(text(name.as_str()))).with_partitions(parts));
+                dir.topics.push(
+                    DescribeLogDirsTopic::default()
+                        .with_name(TopicName(text(name.as_str())))
+                        .with_partitions(parts),
+                );
             }
         }
-        Outcome::Reply(Response::DescribeLogDirs(DescribeLogDirsResponse::default().with_results(vec![dir])))
+        Outcome::Reply(Response::DescribeLogDirs(
+            DescribeLogDirsResponse::default().with_results(vec![dir]),
+        ))
     }
 
     pub(super) fn describe_producers(&mut self, request: DescribeProducersRequest) -> Outcome {
@@ -185,26 +255,38 @@ impl Core {
                 match known.and_then(|t| t.partition(index)) {
                     None => out.error_code = code(ResponseError::UnknownTopicOrPartition),
                     Some(partition) => {
-                        out.active_producers = partition.log.producers.iter().map(|(id, p)| {
-                            ProducerState::default()
-                                .with_producer_id(ProducerId(*id))
-                                .with_producer_epoch(i32::from(p.epoch))
-                                .with_last_sequence(p.last_sequence())
-                                .with_last_timestamp(p.last_timestamp)
-                                .with_coordinator_epoch(0)
-                                .with_current_txn_start_offset(p.txn_first.unwrap_or(-1))
-                        }).collect();
+                        out.active_producers = partition
+                            .log
+                            .producers
+                            .iter()
+                            .map(|(id, p)| {
+                                ProducerState::default()
+                                    .with_producer_id(ProducerId(*id))
+                                    .with_producer_epoch(i32::from(p.epoch))
+                                    .with_last_sequence(p.last_sequence())
+                                    .with_last_timestamp(p.last_timestamp)
+                                    .with_coordinator_epoch(0)
+                                    .with_current_txn_start_offset(p.txn_first.unwrap_or(-1))
+                            })
+                            .collect();
                     }
                 }
                 out
             };
             let partitions = topic.partition_indexes.iter().map(|i| one(*i)).collect();
-            response.topics.push(TopicResponse::default().with_name(topic.name.clone()).with_partitions(partitions));
+            response.topics.push(
+                TopicResponse::default()
+                    .with_name(topic.name.clone())
+                    .with_partitions(partitions),
+            );
         }
         Outcome::Reply(Response::DescribeProducers(response))
     }
 
-    pub(super) fn describe_transactions(&mut self, request: DescribeTransactionsRequest) -> Outcome {
+    pub(super) fn describe_transactions(
+        &mut self,
+        request: DescribeTransactionsRequest,
+    ) -> Outcome {
         let mut response = DescribeTransactionsResponse::default();
         for id in request.transactional_ids {
             let mut out = TransactionState::default().with_transactional_id(id.clone());
@@ -213,14 +295,20 @@ impl Core {
                 Some(txn) => {
                     out.transaction_state = text(txn.state.name());
                     out.transaction_timeout_ms = txn.timeout_ms;
-                    out.transaction_start_time_ms = if txn.state == TxnState::Ongoing { txn.started } else { -1 };
+                    out.transaction_start_time_ms = if txn.state == TxnState::Ongoing {
+                        txn.started
+                    } else {
+                        -1
+                    };
                     out.producer_id = ProducerId(txn.producer_id);
                     out.producer_epoch = txn.epoch;
                     for (topic, partition) in &txn.partitions {
                         match out.topics.last_mut() {
                             Some(t) if t.topic.as_str() == topic => t.partitions.push(*partition),
                             _ => out.topics.push(
-                                TopicData::default().with_topic(TopicName(text(topic.as_str()))).with_partitions(vec![*partition]),
+                                TopicData::default()
+                                    .with_topic(TopicName(text(topic.as_str())))
+                                    .with_partitions(vec![*partition]),
                             ),
                         }
                     }
@@ -231,16 +319,31 @@ impl Core {
         Outcome::Reply(Response::DescribeTransactions(response))
     }
 
-    pub(super) fn list_transactions(&mut self, request: ListTransactionsRequest, now: i64) -> Outcome {
+    pub(super) fn list_transactions(
+        &mut self,
+        request: ListTransactionsRequest,
+        now: i64,
+    ) -> Outcome {
         const STATES: [TxnState; 6] = [
-            TxnState::Empty, TxnState::Ongoing, TxnState::PrepareCommit, TxnState::PrepareAbort,
-            TxnState::CompleteCommit, TxnState::CompleteAbort,
+            TxnState::Empty,
+            TxnState::Ongoing,
+            TxnState::PrepareCommit,
+            TxnState::PrepareAbort,
+            TxnState::CompleteCommit,
+            TxnState::CompleteAbort,
         ];
         let mut response = ListTransactionsResponse::default();
-        let unknown = request.state_filters.iter().filter(|f| STATES.iter().all(|s| s.name() != f.as_str()));
+        let unknown = request
+            .state_filters
+            .iter()
+            .filter(|f| STATES.iter().all(|s| s.name() != f.as_str()));
         response.unknown_state_filters = unknown.cloned().collect();
         for (id, txn) in &self.txns {
-            let state = request.state_filters.is_empty() || request.state_filters.iter().any(|f| f.as_str() == txn.state.name());
+            let state = request.state_filters.is_empty()
+                || request
+                    .state_filters
+                    .iter()
+                    .any(|f| f.as_str() == txn.state.name());
             let producers = &request.producer_id_filters;
             let producer = producers.is_empty() || producers.iter().any(|p| p.0 == txn.producer_id);
             let long = request.duration_filter < 0

@@ -6,7 +6,9 @@
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchRequest};
-use kafka_protocol::messages::fetch_response::{AbortedTransaction, FetchResponse, FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::fetch_response::{
+    AbortedTransaction, FetchResponse, FetchableTopicResponse, PartitionData,
+};
 use kafka_protocol::messages::{BrokerId, ProducerId};
 
 use super::log::Log;
@@ -27,31 +29,46 @@ pub struct ParkedFetch {
 
 /// Where a reader with that isolation has to stop.
 fn limit(log: &Log, committed_only: bool) -> i64 {
-    if committed_only { log.stable_offset() } else { log.end_offset() }
+    if committed_only {
+        log.stable_offset()
+    } else {
+        log.end_offset()
+    }
 }
 
 fn max_bytes(p: &FetchPartition, remaining: usize) -> usize {
-    usize::try_from(p.partition_max_bytes).unwrap_or(0).min(remaining)
+    usize::try_from(p.partition_max_bytes)
+        .unwrap_or(0)
+        .min(remaining)
 }
 
 impl Core {
     pub(super) fn fetch(&mut self, ticket: Ticket, request: FetchRequest, now: i64) -> Outcome {
         if request.session_id != 0 {
             // No sessions are kept; id 0 in every answer tells clients so.
-            let response = FetchResponse::default().with_error_code(code(ResponseError::FetchSessionIdNotFound));
+            let response = FetchResponse::default()
+                .with_error_code(code(ResponseError::FetchSessionIdNotFound));
             return Outcome::Reply(Response::Fetch(response));
         }
         let wait = i64::from(request.max_wait_ms).clamp(0, MAX_WAIT);
         if wait == 0 || self.satisfied(&request) {
             return Outcome::Reply(Response::Fetch(self.answer(&request)));
         }
-        self.park(ticket, ParkedFetch { request, deadline: now + wait });
+        self.park(
+            ticket,
+            ParkedFetch {
+                request,
+                deadline: now + wait,
+            },
+        );
         Outcome::Parked
     }
 
     /// True if the fetch can be answered now: enough bytes, an error, or nothing to wait for.
     fn satisfied(&self, request: &FetchRequest) -> bool {
-        let wanted = usize::try_from(request.min_bytes).unwrap_or(0).min(MAX_RESPONSE);
+        let wanted = usize::try_from(request.min_bytes)
+            .unwrap_or(0)
+            .min(MAX_RESPONSE);
         let committed_only = request.isolation_level == 1;
         let mut found = 0usize;
         let mut any = false;
@@ -59,11 +76,17 @@ impl Core {
             let known = self.topics.get(topic.topic.as_str());
             for p in &topic.partitions {
                 any = true;
-                let Some(log) = known.and_then(|t| t.partition(p.partition)).map(|p| &p.log) else { return true };
+                let Some(log) = known.and_then(|t| t.partition(p.partition)).map(|p| &p.log) else {
+                    return true;
+                };
                 if p.fetch_offset < log.start_offset() || p.fetch_offset > log.end_offset() {
                     return true;
                 }
-                found += log.readable(p.fetch_offset, limit(log, committed_only), max_bytes(p, MAX_RESPONSE));
+                found += log.readable(
+                    p.fetch_offset,
+                    limit(log, committed_only),
+                    max_bytes(p, MAX_RESPONSE),
+                );
                 if found >= wanted {
                     return true;
                 }
@@ -74,13 +97,19 @@ impl Core {
 
     fn answer(&mut self, request: &FetchRequest) -> FetchResponse {
         let committed_only = request.isolation_level == 1;
-        let mut remaining = usize::try_from(request.max_bytes).unwrap_or(0).min(MAX_RESPONSE);
+        let mut remaining = usize::try_from(request.max_bytes)
+            .unwrap_or(0)
+            .min(MAX_RESPONSE);
         let mut empty = true;
         let mut response = FetchResponse::default();
         for topic in &request.topics {
             let mut out = FetchableTopicResponse::default().with_topic(topic.topic.clone());
             for p in &topic.partitions {
-                let log = self.topics.get(topic.topic.as_str()).and_then(|t| t.partition(p.partition)).map(|p| &p.log);
+                let log = self
+                    .topics
+                    .get(topic.topic.as_str())
+                    .and_then(|t| t.partition(p.partition))
+                    .map(|p| &p.log);
                 let mut data = PartitionData::default()
                     .with_partition_index(p.partition)
                     .with_high_watermark(-1)
@@ -103,13 +132,20 @@ impl Core {
                     continue;
                 }
                 let upto = limit(log, committed_only);
-                match log.read(self.storage.as_mut(), p.fetch_offset, upto, max_bytes(p, remaining), empty) {
+                match log.read(
+                    self.storage.as_mut(),
+                    p.fetch_offset,
+                    upto,
+                    max_bytes(p, remaining),
+                    empty,
+                ) {
                     Ok(records) => {
                         remaining = remaining.saturating_sub(records.len());
                         if !records.is_empty() {
                             empty = false;
                             if committed_only {
-                                data.aborted_transactions = Some(aborted(log, p.fetch_offset, upto));
+                                data.aborted_transactions =
+                                    Some(aborted(log, p.fetch_offset, upto));
                             }
                         }
                         data.records = Some(records);
@@ -126,7 +162,9 @@ impl Core {
     fn park(&mut self, ticket: Ticket, fetch: ParkedFetch) {
         let parked = &self.parked;
         for topic in &fetch.request.topics {
-            let Some(known) = self.topics.get_mut(topic.topic.as_str()) else { continue };
+            let Some(known) = self.topics.get_mut(topic.topic.as_str()) else {
+                continue;
+            };
             for p in &topic.partitions {
                 if let Some(partition) = known.partition_mut(p.partition) {
                     // Tickets answered meanwhile are swept out once they are many.
@@ -144,7 +182,9 @@ impl Core {
     /// Looks again at the fetches whose partitions have changed.
     pub(super) fn wake_fetches(&mut self, now: i64) {
         while let Some(ticket) = self.woken.pop_first() {
-            let Some(fetch) = self.parked.remove(&ticket) else { continue };
+            let Some(fetch) = self.parked.remove(&ticket) else {
+                continue;
+            };
             self.fetch_deadlines.remove(&(fetch.deadline, ticket));
             if fetch.deadline <= now || self.satisfied(&fetch.request) {
                 let response = self.answer(&fetch.request);
@@ -172,7 +212,9 @@ impl Core {
 
 fn aborted(log: &Log, from: i64, upto: i64) -> Vec<AbortedTransaction> {
     let entry = |a: super::log::Aborted| {
-        AbortedTransaction::default().with_producer_id(ProducerId(a.producer_id)).with_first_offset(a.first_offset)
+        AbortedTransaction::default()
+            .with_producer_id(ProducerId(a.producer_id))
+            .with_first_offset(a.first_offset)
     };
     log.aborted_in(from, upto).into_iter().map(entry).collect()
 }

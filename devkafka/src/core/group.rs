@@ -70,7 +70,11 @@ pub struct Member {
 
 impl Member {
     fn metadata(&self, protocol: &str) -> Bytes {
-        self.protocols.iter().find(|(name, _)| name == protocol).map(|(_, m)| m.clone()).unwrap_or_default()
+        self.protocols
+            .iter()
+            .find(|(name, _)| name == protocol)
+            .map(|(_, m)| m.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -138,7 +142,11 @@ impl Group {
     }
 
     pub fn restore(&mut self, from: GroupSnapshot) {
-        self.state = if from.members.is_empty() { State::Empty } else { State::Stable };
+        self.state = if from.members.is_empty() {
+            State::Empty
+        } else {
+            State::Stable
+        };
         self.generation = from.generation;
         self.protocol_type = from.protocol_type;
         self.protocol = from.protocol;
@@ -156,7 +164,10 @@ impl Group {
 
     /// The member that acts under a group instance id.
     pub fn static_member(&self, instance: &str) -> Option<&str> {
-        self.members.iter().find(|(_, m)| m.instance_id.as_deref() == Some(instance)).map(|(id, _)| id.as_str())
+        self.members
+            .iter()
+            .find(|(_, m)| m.instance_id.as_deref() == Some(instance))
+            .map(|(id, _)| id.as_str())
     }
 
     /// Checks member id and instance id, not the generation.
@@ -168,13 +179,21 @@ impl Group {
                 Some(_) => return Ok(()),
             }
         }
-        if self.members.contains_key(caller.member_id) { Ok(()) } else { Err(ResponseError::UnknownMemberId) }
+        if self.members.contains_key(caller.member_id) {
+            Ok(())
+        } else {
+            Err(ResponseError::UnknownMemberId)
+        }
     }
 
     /// Checks member, instance and generation.
     pub fn current(&self, caller: &Caller<'_>) -> Result<(), ResponseError> {
         self.known(caller)?;
-        if caller.generation == self.generation { Ok(()) } else { Err(ResponseError::IllegalGeneration) }
+        if caller.generation == self.generation {
+            Ok(())
+        } else {
+            Err(ResponseError::IllegalGeneration)
+        }
     }
 
     /// Checks an OffsetCommit and counts it as a sign of life.
@@ -191,7 +210,11 @@ impl Group {
     }
 
     /// Checks a TxnOffsetCommit (KIP-447); one without any group metadata is let through.
-    pub fn may_commit_in_txn(&mut self, caller: &Caller<'_>, now: i64) -> Result<(), ResponseError> {
+    pub fn may_commit_in_txn(
+        &mut self,
+        caller: &Caller<'_>,
+        now: i64,
+    ) -> Result<(), ResponseError> {
         if caller.generation < 0 && caller.member_id.is_empty() && caller.instance_id.is_none() {
             return Ok(());
         }
@@ -211,7 +234,11 @@ impl Group {
         if self.members.is_empty() {
             return !protocol_type.is_empty() && !protocols.is_empty();
         }
-        let shared = |name: &str| self.members.values().all(|m| m.protocols.iter().any(|(n, _)| n == name));
+        let shared = |name: &str| {
+            self.members
+                .values()
+                .all(|m| m.protocols.iter().any(|(n, _)| n == name))
+        };
         protocol_type == self.protocol_type && protocols.iter().any(|(name, _)| shared(name))
     }
 
@@ -219,13 +246,19 @@ impl Group {
     pub fn prepare_rebalance(&mut self, delay: i64, now: i64) {
         for (_, member) in self.members.iter_mut() {
             if let Some(ticket) = member.sync.take() {
-                let error = SyncGroupResponse::default().with_error_code(code(ResponseError::RebalanceInProgress));
+                let error = SyncGroupResponse::default()
+                    .with_error_code(code(ResponseError::RebalanceInProgress));
                 self.replies.push((ticket, Response::SyncGroup(error)));
             }
         }
         if self.state != State::PreparingRebalance {
             self.initial = self.state == State::Empty && delay > 0;
-            let longest = self.members.values().map(|m| m.rebalance_timeout).max().unwrap_or(0);
+            let longest = self
+                .members
+                .values()
+                .map(|m| m.rebalance_timeout)
+                .max()
+                .unwrap_or(0);
             self.rebalance_deadline = now + if self.initial { delay } else { longest };
             self.state = State::PreparingRebalance;
         }
@@ -244,7 +277,9 @@ impl Group {
 
     fn complete_join(&mut self, now: i64) {
         // Static members that have not come back keep their place until their session ends.
-        let gone: Vec<String> = self.members.iter()
+        let gone: Vec<String> = self
+            .members
+            .iter()
             .filter(|(_, m)| m.join.is_none() && m.instance_id.is_none())
             .map(|(id, _)| id.clone())
             .collect();
@@ -264,16 +299,35 @@ impl Group {
         if !self.members.values().any(|m| m.join.is_some()) {
             // Only absent static members are left: wait for their sessions to end.
             self.state = State::PreparingRebalance;
-            self.rebalance_deadline = now + self.members.values().map(|m| m.rebalance_timeout).max().unwrap_or(1);
+            self.rebalance_deadline = now
+                + self
+                    .members
+                    .values()
+                    .map(|m| m.rebalance_timeout)
+                    .max()
+                    .unwrap_or(1);
             return;
         }
         self.state = State::CompletingRebalance;
         self.protocol = self.choose_protocol();
-        let led = self.leader.as_ref().and_then(|id| self.members.get(id)).is_some_and(|m| m.join.is_some());
+        let led = self
+            .leader
+            .as_ref()
+            .and_then(|id| self.members.get(id))
+            .is_some_and(|m| m.join.is_some());
         if !led {
-            self.leader = self.members.iter().find(|(_, m)| m.join.is_some()).map(|(id, _)| id.clone());
+            self.leader = self
+                .members
+                .iter()
+                .find(|(_, m)| m.join.is_some())
+                .map(|(id, _)| id.clone());
         }
-        let longest = self.members.values().map(|m| m.rebalance_timeout).max().unwrap_or(0);
+        let longest = self
+            .members
+            .values()
+            .map(|m| m.rebalance_timeout)
+            .max()
+            .unwrap_or(0);
         self.rebalance_deadline = now + longest;
         let ids: Vec<String> = self.members.keys().cloned().collect();
         for id in ids {
@@ -287,7 +341,11 @@ impl Group {
 
     /// The assignor that every member knows and most prefer; ties go to the first by name.
     fn choose_protocol(&self) -> Option<String> {
-        let common = |name: &String| self.members.values().all(|m| m.protocols.iter().any(|(n, _)| n == name));
+        let common = |name: &String| {
+            self.members
+                .values()
+                .all(|m| m.protocols.iter().any(|(n, _)| n == name))
+        };
         let mut votes: BTreeMap<&String, usize> = BTreeMap::new();
         for member in self.members.values() {
             if let Some((name, _)) = member.protocols.iter().find(|(n, _)| common(n)) {
@@ -295,7 +353,10 @@ impl Group {
             }
         }
         let most = votes.values().max().copied()?;
-        votes.into_iter().find(|(_, v)| *v == most).map(|(name, _)| name.clone())
+        votes
+            .into_iter()
+            .find(|(_, v)| *v == most)
+            .map(|(name, _)| name.clone())
     }
 
     /// The answer to a member's join in the present generation.
@@ -308,18 +369,28 @@ impl Group {
             .with_member_id(text(member_id))
             .with_skip_assignment(skip_assignment);
         if leader == member_id {
-            response.members = self.members.iter().map(|(id, m)| {
-                JoinGroupResponseMember::default()
-                    .with_member_id(text(id.as_str()))
-                    .with_group_instance_id(m.instance_id.clone().map(text))
-                    .with_metadata(m.metadata(&protocol))
-            }).collect();
+            response.members = self
+                .members
+                .iter()
+                .map(|(id, m)| {
+                    JoinGroupResponseMember::default()
+                        .with_member_id(text(id.as_str()))
+                        .with_group_instance_id(m.instance_id.clone().map(text))
+                        .with_metadata(m.metadata(&protocol))
+                })
+                .collect();
         }
-        response.with_leader(text(leader)).with_protocol_name(Some(text(protocol)))
+        response
+            .with_leader(text(leader))
+            .with_protocol_name(Some(text(protocol)))
     }
 
     pub fn sync_response(&self, member_id: &str) -> SyncGroupResponse {
-        let assignment = self.members.get(member_id).map(|m| m.assignment.clone()).unwrap_or_default();
+        let assignment = self
+            .members
+            .get(member_id)
+            .map(|m| m.assignment.clone())
+            .unwrap_or_default();
         SyncGroupResponse::default()
             .with_protocol_type(Some(text(self.protocol_type.as_str())))
             .with_protocol_name(self.protocol.clone().map(text))
@@ -334,8 +405,11 @@ impl Group {
         self.state = State::Stable;
         self.rebalance_deadline = i64::MAX;
         self.changed = true;
-        let waiting: Vec<(String, Ticket)> =
-            self.members.iter_mut().filter_map(|(id, m)| m.sync.take().map(|t| (id.clone(), t))).collect();
+        let waiting: Vec<(String, Ticket)> = self
+            .members
+            .iter_mut()
+            .filter_map(|(id, m)| m.sync.take().map(|t| (id.clone(), t)))
+            .collect();
         for (id, ticket) in waiting {
             self.touch(&id, now);
             let response = self.sync_response(&id);
@@ -352,10 +426,20 @@ impl Group {
         };
         let error = code(ResponseError::UnknownMemberId);
         if let Some(ticket) = member.join {
-            self.replies.push((ticket, Response::JoinGroup(JoinGroupResponse::default().with_error_code(error).with_generation_id(-1))));
+            self.replies.push((
+                ticket,
+                Response::JoinGroup(
+                    JoinGroupResponse::default()
+                        .with_error_code(error)
+                        .with_generation_id(-1),
+                ),
+            ));
         }
         if let Some(ticket) = member.sync {
-            self.replies.push((ticket, Response::SyncGroup(SyncGroupResponse::default().with_error_code(error))));
+            self.replies.push((
+                ticket,
+                Response::SyncGroup(SyncGroupResponse::default().with_error_code(error)),
+            ));
         }
         self.changed = true;
         match self.state {
@@ -367,15 +451,25 @@ impl Group {
 
     /// When [`Group::tick`] is next needed.
     pub fn deadline(&self) -> i64 {
-        let sessions = self.members.values().filter(|m| m.join.is_none()).map(|m| m.deadline);
+        let sessions = self
+            .members
+            .values()
+            .filter(|m| m.join.is_none())
+            .map(|m| m.deadline);
         let pending = self.pending.values().copied();
-        sessions.chain(pending).chain([self.rebalance_deadline]).min().unwrap_or(i64::MAX)
+        sessions
+            .chain(pending)
+            .chain([self.rebalance_deadline])
+            .min()
+            .unwrap_or(i64::MAX)
     }
 
     /// Ends sessions and rebalance phases that have lasted too long.
     pub fn tick(&mut self, now: i64) {
         self.pending.retain(|_, deadline| *deadline > now);
-        let silent: Vec<String> = self.members.iter()
+        let silent: Vec<String> = self
+            .members
+            .iter()
             .filter(|(_, m)| m.join.is_none() && m.deadline <= now)
             .map(|(id, _)| id.clone())
             .collect();
@@ -388,8 +482,12 @@ impl Group {
                 State::CompletingRebalance => {
                     // Members that have not asked for their assignment in time are gone.
                     self.rebalance_deadline = i64::MAX;
-                    let late: Vec<String> =
-                        self.members.iter().filter(|(_, m)| m.sync.is_none()).map(|(id, _)| id.clone()).collect();
+                    let late: Vec<String> = self
+                        .members
+                        .iter()
+                        .filter(|(_, m)| m.sync.is_none())
+                        .map(|(id, _)| id.clone())
+                        .collect();
                     late.iter().for_each(|id| self.remove(id, now));
                 }
                 State::Empty | State::Stable => self.rebalance_deadline = i64::MAX,
@@ -400,6 +498,7 @@ impl Group {
 
     /// Remembers a member id that a client will join with.
     pub fn expect(&mut self, member_id: String, session_timeout: i64, now: i64) {
-        self.pending.insert(member_id, now + session_timeout.min(PENDING_MS));
+        self.pending
+            .insert(member_id, now + session_timeout.min(PENDING_MS));
     }
 }

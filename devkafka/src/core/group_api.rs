@@ -6,8 +6,8 @@ use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::leave_group_response::MemberResponse;
 use kafka_protocol::messages::{
-    HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse,
-    SyncGroupRequest, SyncGroupResponse,
+    HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
+    LeaveGroupResponse, SyncGroupRequest, SyncGroupResponse,
 };
 
 use super::group::{Caller, Group, Member, State};
@@ -78,42 +78,66 @@ impl Core {
         if let Err(error) = checked {
             return Outcome::Reply(Response::JoinGroup(refused(error, member_id)));
         }
-        let rebalance = if version >= 1 { request.rebalance_timeout_ms } else { session };
+        let rebalance = if version >= 1 {
+            request.rebalance_timeout_ms
+        } else {
+            session
+        };
         let join = Join {
             ticket,
             client,
             version,
             instance: request.group_instance_id.map(|i| i.to_string()),
             protocol_type: request.protocol_type.to_string(),
-            protocols: request.protocols.into_iter().map(|p| (p.name.to_string(), own(&p.metadata))).collect(),
+            protocols: request
+                .protocols
+                .into_iter()
+                .map(|p| (p.name.to_string(), own(&p.metadata)))
+                .collect(),
             session_timeout: i64::from(session),
             rebalance_timeout: i64::from(rebalance.max(1)),
         };
-        let fresh = format!("{}-{}", join.instance.as_deref().unwrap_or(&client.id), self.rng.uuid());
+        let fresh = format!(
+            "{}-{}",
+            join.instance.as_deref().unwrap_or(&client.id),
+            self.rng.uuid()
+        );
         let delay = self.config.initial_rebalance_delay_ms as i64;
         let joined = join_member(self.group_mut(&id), &join, member_id, fresh, delay, now);
         self.group_settled(&id);
         match joined {
             Ok(Some(response)) => Outcome::Reply(Response::JoinGroup(response)),
             Ok(None) => Outcome::Parked,
-            Err((error, member_id)) => Outcome::Reply(Response::JoinGroup(refused(error, member_id))),
+            Err((error, member_id)) => {
+                Outcome::Reply(Response::JoinGroup(refused(error, member_id)))
+            }
         }
     }
 
-    pub(super) fn sync_group(&mut self, ticket: Ticket, request: SyncGroupRequest, now: i64) -> Outcome {
+    pub(super) fn sync_group(
+        &mut self,
+        ticket: Ticket,
+        request: SyncGroupRequest,
+        now: i64,
+    ) -> Outcome {
         let id = request.group_id.0.to_string();
         let Some(group) = self.groups.get_mut(&id) else {
-            return Outcome::Reply(Response::SyncGroup(sync_error(ResponseError::UnknownMemberId)));
+            return Outcome::Reply(Response::SyncGroup(sync_error(
+                ResponseError::UnknownMemberId,
+            )));
         };
         let caller = Caller {
             member_id: &request.member_id,
             instance_id: request.group_instance_id.as_deref(),
             generation: request.generation_id,
         };
-        let differs = |given: &Option<_>, have: &str| given.as_deref().is_some_and(|g: &str| g != have);
+        let differs =
+            |given: &Option<_>, have: &str| given.as_deref().is_some_and(|g: &str| g != have);
         let checked = group.current(&caller).and_then(|()| {
             let protocol = group.protocol.as_deref().unwrap_or_default();
-            if differs(&request.protocol_type, &group.protocol_type) || differs(&request.protocol_name, protocol) {
+            if differs(&request.protocol_type, &group.protocol_type)
+                || differs(&request.protocol_name, protocol)
+            {
                 return Err(ResponseError::InconsistentGroupProtocol);
             }
             Ok(())
@@ -124,8 +148,12 @@ impl Core {
         let member_id = request.member_id.to_string();
         group.touch(&member_id, now);
         let outcome = match group.state {
-            State::Empty => Outcome::Reply(Response::SyncGroup(sync_error(ResponseError::UnknownMemberId))),
-            State::PreparingRebalance => Outcome::Reply(Response::SyncGroup(sync_error(ResponseError::RebalanceInProgress))),
+            State::Empty => Outcome::Reply(Response::SyncGroup(sync_error(
+                ResponseError::UnknownMemberId,
+            ))),
+            State::PreparingRebalance => Outcome::Reply(Response::SyncGroup(sync_error(
+                ResponseError::RebalanceInProgress,
+            ))),
             State::Stable => Outcome::Reply(Response::SyncGroup(group.sync_response(&member_id))),
             State::CompletingRebalance => {
                 if let Some(member) = group.members.get_mut(&member_id) {
@@ -133,7 +161,9 @@ impl Core {
                 }
                 if group.leader.as_deref() == Some(&member_id) {
                     let given = request.assignments.into_iter();
-                    let assignments: BTreeMap<String, Bytes> = given.map(|a| (a.member_id.to_string(), own(&a.assignment))).collect();
+                    let assignments: BTreeMap<String, Bytes> = given
+                        .map(|a| (a.member_id.to_string(), own(&a.assignment)))
+                        .collect();
                     group.assign(assignments, now);
                 }
                 Outcome::Parked
@@ -160,10 +190,17 @@ impl Core {
             }),
         };
         self.refresh_group_deadline();
-        Outcome::Reply(Response::Heartbeat(HeartbeatResponse::default().with_error_code(result_code(&result))))
+        Outcome::Reply(Response::Heartbeat(
+            HeartbeatResponse::default().with_error_code(result_code(&result)),
+        ))
     }
 
-    pub(super) fn leave_group(&mut self, request: LeaveGroupRequest, version: i16, now: i64) -> Outcome {
+    pub(super) fn leave_group(
+        &mut self,
+        request: LeaveGroupRequest,
+        version: i16,
+        now: i64,
+    ) -> Outcome {
         let id = request.group_id.0.to_string();
         let mut response = LeaveGroupResponse::default();
         if version < 3 {
@@ -185,16 +222,30 @@ impl Core {
         Outcome::Reply(Response::LeaveGroup(response))
     }
 
-    fn leave(&mut self, group: &str, member_id: &str, instance: Option<&str>, now: i64) -> Result<(), ResponseError> {
-        let group = self.groups.get_mut(group).ok_or(ResponseError::UnknownMemberId)?;
+    fn leave(
+        &mut self,
+        group: &str,
+        member_id: &str,
+        instance: Option<&str>,
+        now: i64,
+    ) -> Result<(), ResponseError> {
+        let group = self
+            .groups
+            .get_mut(group)
+            .ok_or(ResponseError::UnknownMemberId)?;
         let leaving = match instance {
             // An administrator removes a static member by its instance id alone.
-            Some(instance) if member_id.is_empty() => {
-                group.static_member(instance).ok_or(ResponseError::UnknownMemberId)?.to_owned()
-            }
+            Some(instance) if member_id.is_empty() => group
+                .static_member(instance)
+                .ok_or(ResponseError::UnknownMemberId)?
+                .to_owned(),
             _ if group.pending.contains_key(member_id) => member_id.to_owned(),
             _ => {
-                group.known(&Caller { member_id, instance_id: instance, generation: -1 })?;
+                group.known(&Caller {
+                    member_id,
+                    instance_id: instance,
+                    generation: -1,
+                })?;
                 member_id.to_owned()
             }
         };
@@ -203,7 +254,12 @@ impl Core {
     }
 
     pub(super) fn tick_groups(&mut self, now: i64) {
-        let due: Vec<String> = self.groups.iter().filter(|(_, g)| g.deadline() <= now).map(|(id, _)| id.clone()).collect();
+        let due: Vec<String> = self
+            .groups
+            .iter()
+            .filter(|(_, g)| g.deadline() <= now)
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in due {
             if let Some(group) = self.groups.get_mut(&id) {
                 group.tick(now);
@@ -217,10 +273,14 @@ impl Core {
     fn group_settled(&mut self, id: &str) {
         if let Some(group) = self.groups.get_mut(id) {
             let replies = std::mem::take(&mut group.replies);
-            let written = std::mem::take(&mut group.changed) && matches!(group.state, State::Stable | State::Empty);
+            let written = std::mem::take(&mut group.changed)
+                && matches!(group.state, State::Stable | State::Empty);
             let snapshot = written.then(|| group.snapshot());
             if let Some(group) = snapshot
-                && let Err(error) = self.record(Record::Group { id: id.to_owned(), group })
+                && let Err(error) = self.record(Record::Group {
+                    id: id.to_owned(),
+                    group,
+                })
             {
                 tracing::error!(%error, group = id, "group state was not written; after a restart its members rejoin");
             }
@@ -232,17 +292,33 @@ impl Core {
     }
 
     pub(super) fn refresh_group_deadline(&mut self) {
-        self.group_deadline = self.groups.values().map(Group::deadline).min().unwrap_or(i64::MAX);
+        self.group_deadline = self
+            .groups
+            .values()
+            .map(Group::deadline)
+            .min()
+            .unwrap_or(i64::MAX);
     }
 }
 
-fn join_member(group: &mut Group, join: &Join<'_>, member_id: String, fresh: String, delay: i64, now: i64) -> Joined {
-    let known = member_id.is_empty() || group.members.contains_key(&member_id) || group.pending.contains_key(&member_id);
+fn join_member(
+    group: &mut Group,
+    join: &Join<'_>,
+    member_id: String,
+    fresh: String,
+    delay: i64,
+    now: i64,
+) -> Joined {
+    let known = member_id.is_empty()
+        || group.members.contains_key(&member_id)
+        || group.pending.contains_key(&member_id);
     if let Some(instance) = &join.instance {
         let present = group.static_member(instance).map(str::to_owned);
         match (present, member_id.is_empty()) {
             (Some(present), true) => return replace_static(group, join, &present, fresh, now),
-            (Some(present), false) if present != member_id => return Err((ResponseError::FencedInstanceId, member_id)),
+            (Some(present), false) if present != member_id => {
+                return Err((ResponseError::FencedInstanceId, member_id));
+            }
             (None, false) => return Err((ResponseError::UnknownMemberId, member_id)),
             _ => {}
         }
@@ -260,7 +336,11 @@ fn join_member(group: &mut Group, join: &Join<'_>, member_id: String, fresh: Str
             group.expect(fresh.clone(), join.session_timeout, now);
             return Err((ResponseError::MemberIdRequired, fresh));
         }
-        let id = if member_id.is_empty() { fresh } else { member_id };
+        let id = if member_id.is_empty() {
+            fresh
+        } else {
+            member_id
+        };
         group.pending.remove(&id);
         if group.members.is_empty() {
             group.protocol_type.clone_from(&join.protocol_type);
@@ -277,10 +357,15 @@ fn join_member(group: &mut Group, join: &Join<'_>, member_id: String, fresh: Str
 
 /// A present member joins again.
 fn rejoin(group: &mut Group, join: &Join<'_>, id: String, now: i64) -> Joined {
-    let unchanged = group.members.get(&id).is_some_and(|m| m.protocols == join.protocols);
+    let unchanged = group
+        .members
+        .get(&id)
+        .is_some_and(|m| m.protocols == join.protocols);
     let leads = group.leader.as_deref() == Some(&id);
     match group.state {
-        State::CompletingRebalance if unchanged => return Ok(Some(group.join_response(&id, false))),
+        State::CompletingRebalance if unchanged => {
+            return Ok(Some(group.join_response(&id, false)));
+        }
         State::Stable if unchanged && !leads => return Ok(Some(group.join_response(&id, false))),
         _ => {}
     }
@@ -288,9 +373,15 @@ fn rejoin(group: &mut Group, join: &Join<'_>, id: String, now: i64) -> Joined {
         let assignment = std::mem::take(&mut member.assignment);
         // A client that repeats a parked join gets its answer on the new request.
         let earlier = member.join.take();
-        *member = Member { assignment, ..join.member(now) };
+        *member = Member {
+            assignment,
+            ..join.member(now)
+        };
         if let Some(ticket) = earlier {
-            group.replies.push((ticket, Response::JoinGroup(refused(ResponseError::RebalanceInProgress, id))));
+            group.replies.push((
+                ticket,
+                Response::JoinGroup(refused(ResponseError::RebalanceInProgress, id)),
+            ));
         }
     }
     group.prepare_rebalance(0, now);
@@ -298,17 +389,37 @@ fn rejoin(group: &mut Group, join: &Join<'_>, id: String, now: i64) -> Joined {
 }
 
 /// A static member comes back under a new member id.
-fn replace_static(group: &mut Group, join: &Join<'_>, old: &str, fresh: String, now: i64) -> Joined {
-    let Some(gone) = group.members.remove(old) else { return Err((ResponseError::UnknownMemberId, fresh)) };
+fn replace_static(
+    group: &mut Group,
+    join: &Join<'_>,
+    old: &str,
+    fresh: String,
+    now: i64,
+) -> Joined {
+    let Some(gone) = group.members.remove(old) else {
+        return Err((ResponseError::UnknownMemberId, fresh));
+    };
     if let Some(ticket) = gone.join {
-        group.replies.push((ticket, Response::JoinGroup(refused(ResponseError::FencedInstanceId, old.to_owned()))));
+        group.replies.push((
+            ticket,
+            Response::JoinGroup(refused(ResponseError::FencedInstanceId, old.to_owned())),
+        ));
     }
     if let Some(ticket) = gone.sync {
-        group.replies.push((ticket, Response::SyncGroup(sync_error(ResponseError::FencedInstanceId))));
+        group.replies.push((
+            ticket,
+            Response::SyncGroup(sync_error(ResponseError::FencedInstanceId)),
+        ));
     }
     let led = group.leader.as_deref() == Some(old);
     let same = gone.protocols == join.protocols;
-    group.members.insert(fresh.clone(), Member { assignment: gone.assignment, ..join.member(now) });
+    group.members.insert(
+        fresh.clone(),
+        Member {
+            assignment: gone.assignment,
+            ..join.member(now)
+        },
+    );
     if led {
         group.leader = Some(fresh.clone());
     }

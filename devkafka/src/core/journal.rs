@@ -21,23 +21,64 @@ const SMALL: u64 = 4 << 20;
 /// One change of state. Applying the same ones in the same order gives the same state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Record {
-    Cluster { id: String },
+    Cluster {
+        id: String,
+    },
     /// A topic as it now is: created, configured or given more partitions.
-    Topic { name: String, id: uuid::Uuid, partitions: i32, configs: BTreeMap<String, String> },
-    TopicDeleted { name: String },
-    LogStart { topic: String, partition: i32, offset: i64 },
+    Topic {
+        name: String,
+        id: uuid::Uuid,
+        partitions: i32,
+        configs: BTreeMap<String, String>,
+    },
+    TopicDeleted {
+        name: String,
+    },
+    LogStart {
+        topic: String,
+        partition: i32,
+        offset: i64,
+    },
     /// No producer id from `next` on has been given out.
-    ProducerIds { next: i64 },
-    Txn { id: String, txn: Txn },
+    ProducerIds {
+        next: i64,
+    },
+    Txn {
+        id: String,
+        txn: Txn,
+    },
     /// Offsets that a producer's open transaction will commit.
-    PendingOffsets { producer_id: i64, group: String, offsets: Vec<OffsetEntry> },
+    PendingOffsets {
+        producer_id: i64,
+        group: String,
+        offsets: Vec<OffsetEntry>,
+    },
     /// A transaction is over: its pending offsets are applied or dropped, in one step with its state.
-    TxnEnded { id: String, txn: Txn, ended_producer_id: i64, groups: Vec<String>, commit: bool },
-    TxnForgotten { id: String },
-    Offsets { group: String, offsets: Vec<OffsetEntry> },
-    OffsetsDeleted { group: String, partitions: Vec<(String, i32)> },
-    Group { id: String, group: GroupSnapshot },
-    GroupDeleted { id: String },
+    TxnEnded {
+        id: String,
+        txn: Txn,
+        ended_producer_id: i64,
+        groups: Vec<String>,
+        commit: bool,
+    },
+    TxnForgotten {
+        id: String,
+    },
+    Offsets {
+        group: String,
+        offsets: Vec<OffsetEntry>,
+    },
+    OffsetsDeleted {
+        group: String,
+        partitions: Vec<(String, i32)>,
+    },
+    Group {
+        id: String,
+        group: GroupSnapshot,
+    },
+    GroupDeleted {
+        id: String,
+    },
 }
 
 /// The open journal.
@@ -52,7 +93,11 @@ impl Journal {
     /// Reads all records back and cuts off a torn end.
     pub fn open(storage: &mut dyn Storage) -> Result<(Journal, Vec<Record>)> {
         let mut records = Vec::new();
-        let mut journal = Journal { len: 0, snapshot_len: 0, enabled: storage.durable() };
+        let mut journal = Journal {
+            len: 0,
+            snapshot_len: 0,
+            enabled: storage.durable(),
+        };
         if !journal.enabled {
             return Ok((journal, records));
         }
@@ -61,7 +106,8 @@ impl Journal {
             let bytes = storage.read(NAME, 0, usize::try_from(size).unwrap_or(usize::MAX))?;
             let mut rest = &bytes[..];
             while let Some((payload, after)) = next_frame(rest) {
-                let record = serde_json::from_slice(payload).map_err(|e| StorageError::new("replay", NAME, std::io::Error::other(e)))?;
+                let record = serde_json::from_slice(payload)
+                    .map_err(|e| StorageError::new("replay", NAME, std::io::Error::other(e)))?;
                 records.push(record);
                 rest = after;
             }
@@ -106,7 +152,8 @@ impl Journal {
 
 /// One frame around `value` as JSON.
 pub fn frame(value: &impl Serialize) -> Result<Vec<u8>> {
-    let payload = serde_json::to_vec(value).map_err(|e| StorageError::new("encode", NAME, std::io::Error::other(e)))?;
+    let payload = serde_json::to_vec(value)
+        .map_err(|e| StorageError::new("encode", NAME, std::io::Error::other(e)))?;
     let mut frame = Vec::with_capacity(payload.len() + 8);
     frame.extend_from_slice(&(payload.len() as u32).to_be_bytes());
     frame.extend_from_slice(&crc32c::crc32c(&payload).to_be_bytes());

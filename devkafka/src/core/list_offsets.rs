@@ -33,7 +33,12 @@ impl Core {
                     None => part.error_code = code(ResponseError::UnknownTopicOrPartition),
                     Some(partition) => {
                         let log = &partition.log;
-                        match find(log, self.storage.as_mut(), p.timestamp, request.isolation_level == 1) {
+                        match find(
+                            log,
+                            self.storage.as_mut(),
+                            p.timestamp,
+                            request.isolation_level == 1,
+                        ) {
                             Ok((timestamp, offset)) => {
                                 part.timestamp = timestamp;
                                 part.offset = offset;
@@ -51,8 +56,17 @@ impl Core {
 }
 
 /// Timestamp and offset that answer a query; (-1, -1) if there is no such record.
-fn find(log: &Log, storage: &mut dyn Storage, query: i64, committed_only: bool) -> Result<(i64, i64), StorageError> {
-    let end = if committed_only { log.stable_offset() } else { log.end_offset() };
+fn find(
+    log: &Log,
+    storage: &mut dyn Storage,
+    query: i64,
+    committed_only: bool,
+) -> Result<(i64, i64), StorageError> {
+    let end = if committed_only {
+        log.stable_offset()
+    } else {
+        log.end_offset()
+    };
     match query {
         LATEST => return Ok((-1, end)),
         EARLIEST | EARLIEST_LOCAL => return Ok((-1, log.start_offset())),
@@ -61,7 +75,9 @@ fn find(log: &Log, storage: &mut dyn Storage, query: i64, committed_only: bool) 
     }
     let mut from = query;
     if query == MAX_TIMESTAMP {
-        let stamps = log.batches().filter(|(_, b)| b.last_offset >= log.start_offset() && b.last_offset < end);
+        let stamps = log
+            .batches()
+            .filter(|(_, b)| b.last_offset >= log.start_offset() && b.last_offset < end);
         match stamps.map(|(_, b)| b.max_timestamp).max() {
             Some(max) if max >= 0 => from = max,
             _ => return Ok((-1, -1)),

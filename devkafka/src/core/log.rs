@@ -43,7 +43,11 @@ pub struct Segment {
 
 impl Segment {
     pub fn max_timestamp(&self) -> i64 {
-        self.batches.iter().map(|b| b.max_timestamp).max().unwrap_or(-1)
+        self.batches
+            .iter()
+            .map(|b| b.max_timestamp)
+            .max()
+            .unwrap_or(-1)
     }
 }
 
@@ -101,7 +105,12 @@ pub struct Log {
 impl Log {
     /// Opens the log in `dir` (which may hold nothing yet). `start_offset`: from DeleteRecords or
     /// retention; older records are not shown even if their segment is still there.
-    pub fn open(storage: &mut dyn Storage, dir: String, start_offset: i64, now: i64) -> Result<Log> {
+    pub fn open(
+        storage: &mut dyn Storage,
+        dir: String,
+        start_offset: i64,
+        now: i64,
+    ) -> Result<Log> {
         let mut log = Log {
             segments: Vec::new(),
             start_offset,
@@ -114,7 +123,11 @@ impl Log {
         let names = storage.list(&format!("{}/", log.dir))?;
         let last = names.len().saturating_sub(1);
         for (i, name) in names.into_iter().enumerate() {
-            let base = name.rsplit('/').next().and_then(|n| n.strip_suffix(".log")).and_then(|n| n.parse().ok());
+            let base = name
+                .rsplit('/')
+                .next()
+                .and_then(|n| n.strip_suffix(".log"))
+                .and_then(|n| n.parse().ok());
             let Some(base) = base else { continue };
             if base < log.end_offset && !log.segments.is_empty() {
                 // Compaction had merged it into the segment before, and was killed before this.
@@ -127,14 +140,30 @@ impl Log {
             log.end_offset = start_offset;
             log.roll(storage, now)?;
         }
-        log.start_offset = log.start_offset.max(log.segments.first().map_or(0, |s| s.base_offset)).min(log.end_offset);
+        log.start_offset = log
+            .start_offset
+            .max(log.segments.first().map_or(0, |s| s.base_offset))
+            .min(log.end_offset);
         Ok(log)
     }
 
-    fn scan(&mut self, storage: &mut dyn Storage, name: String, base: i64, last: bool, now: i64) -> Result<()> {
+    fn scan(
+        &mut self,
+        storage: &mut dyn Storage,
+        name: String,
+        base: i64,
+        last: bool,
+        now: i64,
+    ) -> Result<()> {
         let size = storage.len(&name)?;
         self.end_offset = self.end_offset.max(base);
-        self.segments.push(Segment { base_offset: base, name: name.clone(), size: 0, batches: Vec::new(), created: now });
+        self.segments.push(Segment {
+            base_offset: base,
+            name: name.clone(),
+            size: 0,
+            batches: Vec::new(),
+            created: now,
+        });
         let mut pos = 0u64;
         let mut window = Bytes::new();
         let mut window_at = 0u64;
@@ -144,26 +173,41 @@ impl Log {
                 window_at = pos;
                 window = storage.read(&name, pos, SCAN_WINDOW.min((size - pos) as usize))?;
             }
-            let Some(header) = BatchHeader::peek(&window[(pos - window_at) as usize..]) else { break };
+            let Some(header) = BatchHeader::peek(&window[(pos - window_at) as usize..]) else {
+                break;
+            };
             let end = pos + header.len as u64;
             if end > size || header.base_offset < self.end_offset {
                 break;
             }
             if held(&window, window_at) < header.len && (last || header.control()) {
                 window_at = pos;
-                window = storage.read(&name, pos, SCAN_WINDOW.max(header.len).min((size - pos) as usize))?;
+                window = storage.read(
+                    &name,
+                    pos,
+                    SCAN_WINDOW.max(header.len).min((size - pos) as usize),
+                )?;
             }
             let at = (pos - window_at) as usize;
             let bytes = window.get(at..).unwrap_or_default();
             if last && !header.crc_ok(bytes) {
                 break;
             }
-            self.absorb(&header, header.base_offset, batch::read_marker(bytes), header.max_timestamp, pos);
+            self.absorb(
+                &header,
+                header.base_offset,
+                batch::read_marker(bytes),
+                header.max_timestamp,
+                pos,
+            );
             pos = end;
         }
         if pos < size {
             if !last {
-                let broken = std::io::Error::new(std::io::ErrorKind::InvalidData, format!("damaged at byte {pos}"));
+                let broken = std::io::Error::new(
+                    std::io::ErrorKind::InvalidData,
+                    format!("damaged at byte {pos}"),
+                );
                 return Err(StorageError::new("scan", &name, broken));
             }
             tracing::warn!(%name, kept = pos, cut = size - pos, "cut off a torn batch");
@@ -184,7 +228,11 @@ impl Log {
 
     /// First offset of the oldest open transaction, else the end.
     pub fn stable_offset(&self) -> i64 {
-        self.open_txns.keys().next().copied().unwrap_or(self.end_offset)
+        self.open_txns
+            .keys()
+            .next()
+            .copied()
+            .unwrap_or(self.end_offset)
     }
 
     /// Bytes in all segments.
@@ -206,9 +254,16 @@ impl Log {
             let known = self.producers.get(&header.producer_id);
             match Producer::check(known, header).map_err(AppendError::Refused)? {
                 Check::New => {}
-                Check::Duplicate { base_offset, timestamp } => {
+                Check::Duplicate {
+                    base_offset,
+                    timestamp,
+                } => {
                     let log_append_time = append_time.map_or(-1, |_| timestamp);
-                    return Ok(Appended { base_offset, log_append_time, duplicate: true });
+                    return Ok(Appended {
+                        base_offset,
+                        log_append_time,
+                        duplicate: true,
+                    });
                 }
             }
         }
@@ -216,9 +271,17 @@ impl Log {
         let head = batch::patched_header(bytes, base_offset, append_time);
         let timestamp = append_time.unwrap_or(header.max_timestamp);
         let pos = self.write(storage, &[&head, &bytes[batch::HEADER..]], rules, now)?;
-        let stored = BatchHeader { base_offset, max_timestamp: timestamp, ..*header };
+        let stored = BatchHeader {
+            base_offset,
+            max_timestamp: timestamp,
+            ..*header
+        };
         self.absorb(&stored, base_offset, None, append_time.unwrap_or(now), pos);
-        Ok(Appended { base_offset, log_append_time: append_time.unwrap_or(-1), duplicate: false })
+        Ok(Appended {
+            base_offset,
+            log_append_time: append_time.unwrap_or(-1),
+            duplicate: false,
+        })
     }
 
     /// Ends a producer's transaction on this partition; does nothing if it has none open here and
@@ -232,7 +295,10 @@ impl Log {
         rules: AppendRules,
         now: i64,
     ) -> Result<()> {
-        let idle = self.producers.get(&producer_id).is_none_or(|p| p.txn_first.is_none() && p.epoch >= epoch);
+        let idle = self
+            .producers
+            .get(&producer_id)
+            .is_none_or(|p| p.txn_first.is_none() && p.epoch >= epoch);
         if idle {
             return Ok(());
         }
@@ -244,11 +310,18 @@ impl Log {
         Ok(())
     }
 
-    fn write(&mut self, storage: &mut dyn Storage, parts: &[&[u8]], rules: AppendRules, now: i64) -> Result<u64> {
+    fn write(
+        &mut self,
+        storage: &mut dyn Storage,
+        parts: &[&[u8]],
+        rules: AppendRules,
+        now: i64,
+    ) -> Result<u64> {
         let len: u64 = parts.iter().map(|p| p.len() as u64).sum();
         let limit = rules.segment_bytes.min(MAX_SEGMENT);
         let full = self.segments.last().is_none_or(|s| {
-            !s.batches.is_empty() && (s.size + len > limit || now.saturating_sub(s.created) >= rules.segment_ms)
+            !s.batches.is_empty()
+                && (s.size + len > limit || now.saturating_sub(s.created) >= rules.segment_ms)
         });
         if full {
             self.roll(storage, now)?;
@@ -265,18 +338,35 @@ impl Log {
 
     /// Starts a new active segment at the end.
     pub fn roll(&mut self, storage: &mut dyn Storage, now: i64) -> Result<()> {
-        if self.segments.last().is_some_and(|s| s.base_offset == self.end_offset) {
+        if self
+            .segments
+            .last()
+            .is_some_and(|s| s.base_offset == self.end_offset)
+        {
             return Ok(());
         }
         let name = format!("{}/{:020}.log", self.dir, self.end_offset);
         storage.append(&name, &[])?;
         let batches = Vec::new();
-        self.segments.push(Segment { base_offset: self.end_offset, name, size: 0, batches, created: now });
+        self.segments.push(Segment {
+            base_offset: self.end_offset,
+            name,
+            size: 0,
+            batches,
+            created: now,
+        });
         Ok(())
     }
 
     /// Takes a batch that is in storage into the index and the producers' state.
-    fn absorb(&mut self, header: &BatchHeader, base_offset: i64, marker: Option<Marker>, time: i64, pos: u64) {
+    fn absorb(
+        &mut self,
+        header: &BatchHeader,
+        base_offset: i64,
+        marker: Option<Marker>,
+        time: i64,
+        pos: u64,
+    ) {
         let last_offset = header.last_offset();
         if let Some(active) = self.segments.last_mut() {
             active.batches.push(BatchMeta {
@@ -293,13 +383,21 @@ impl Log {
             return;
         }
         let id = header.producer_id;
-        let producer = self.producers.entry(id).or_insert_with(|| Producer::new(header.producer_epoch));
+        let producer = self
+            .producers
+            .entry(id)
+            .or_insert_with(|| Producer::new(header.producer_epoch));
         if header.control() {
             if let Some(first_offset) = producer.ended(header.producer_epoch, time) {
                 self.open_txns.remove(&first_offset);
                 if marker == Some(Marker::Abort) {
                     let stable_after = self.stable_offset();
-                    self.aborted.push(Aborted { producer_id: id, first_offset, last_offset, stable_after });
+                    self.aborted.push(Aborted {
+                        producer_id: id,
+                        first_offset,
+                        last_offset,
+                        stable_after,
+                    });
                 }
             }
         } else if producer.appended(header, base_offset, time) {
@@ -309,7 +407,14 @@ impl Log {
 
     /// Reads whole batches from `from` on that end before `limit` (an offset), about `max_bytes` of
     /// them. The first batch is returned even if it is larger, when `at_least_one`.
-    pub fn read(&self, storage: &mut dyn Storage, from: i64, limit: i64, max_bytes: usize, at_least_one: bool) -> Result<Bytes> {
+    pub fn read(
+        &self,
+        storage: &mut dyn Storage,
+        from: i64,
+        limit: i64,
+        max_bytes: usize,
+        at_least_one: bool,
+    ) -> Result<Bytes> {
         match self.locate(from, limit, max_bytes, at_least_one) {
             Some((name, pos, len)) => storage.read(name, pos, len),
             None => Ok(Bytes::new()),
@@ -318,14 +423,24 @@ impl Log {
 
     /// How many bytes [`Log::read`] would return.
     pub fn readable(&self, from: i64, limit: i64, max_bytes: usize) -> usize {
-        self.locate(from, limit, max_bytes, true).map_or(0, |(_, _, len)| len)
+        self.locate(from, limit, max_bytes, true)
+            .map_or(0, |(_, _, len)| len)
     }
 
-    fn locate(&self, from: i64, limit: i64, max_bytes: usize, at_least_one: bool) -> Option<(&str, u64, usize)> {
+    fn locate(
+        &self,
+        from: i64,
+        limit: i64,
+        max_bytes: usize,
+        at_least_one: bool,
+    ) -> Option<(&str, u64, usize)> {
         if from >= limit {
             return None;
         }
-        let mut at = self.segments.partition_point(|s| s.base_offset <= from).saturating_sub(1);
+        let mut at = self
+            .segments
+            .partition_point(|s| s.base_offset <= from)
+            .saturating_sub(1);
         loop {
             let segment = self.segments.get(at)?;
             let first = segment.batches.partition_point(|b| b.last_offset < from);
@@ -360,11 +475,18 @@ impl Log {
 
     /// Batches in order, with the name of the file they lie in.
     pub fn batches(&self) -> impl Iterator<Item = (&Segment, &BatchMeta)> {
-        self.segments.iter().flat_map(|s| s.batches.iter().map(move |b| (s, b)))
+        self.segments
+            .iter()
+            .flat_map(|s| s.batches.iter().map(move |b| (s, b)))
     }
 
     /// Moves the start offset up; segments wholly below it are removed.
-    pub fn delete_before(&mut self, storage: &mut dyn Storage, offset: i64, now: i64) -> Result<()> {
+    pub fn delete_before(
+        &mut self,
+        storage: &mut dyn Storage,
+        offset: i64,
+        now: i64,
+    ) -> Result<()> {
         self.start_offset = self.start_offset.max(offset.min(self.end_offset));
         if self.start_offset >= self.end_offset {
             self.roll(storage, now)?;
@@ -380,7 +502,8 @@ impl Log {
 
     /// Forgets producers that have been silent since `before` and have no open transaction.
     pub fn expire_producers(&mut self, before: i64) {
-        self.producers.retain(|_, p| p.txn_first.is_some() || p.last_timestamp >= before);
+        self.producers
+            .retain(|_, p| p.txn_first.is_some() || p.last_timestamp >= before);
     }
 
     /// Removes all files of the log.

@@ -7,10 +7,13 @@ use kafka_protocol::messages::find_coordinator_response::Coordinator;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
-use kafka_protocol::messages::offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult};
+use kafka_protocol::messages::offset_for_leader_epoch_response::{
+    EpochEndOffset, OffsetForLeaderTopicResult,
+};
 use kafka_protocol::messages::{
-    BrokerId, DescribeClusterRequest, DescribeClusterResponse, FindCoordinatorRequest, FindCoordinatorResponse,
-    MetadataRequest, MetadataResponse, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse, TopicName,
+    BrokerId, DescribeClusterRequest, DescribeClusterResponse, FindCoordinatorRequest,
+    FindCoordinatorResponse, MetadataRequest, MetadataResponse, OffsetForLeaderEpochRequest,
+    OffsetForLeaderEpochResponse, TopicName,
 };
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -25,8 +28,15 @@ const NO_OPERATIONS: i32 = i32::MIN;
 
 /// The answer to ApiVersions.
 pub fn api_versions(error: i16) -> ApiVersionsResponse {
-    let entry = |a: &crate::wire::Api| ApiVersion::default().with_api_key(a.key).with_min_version(a.min).with_max_version(a.max);
-    ApiVersionsResponse::default().with_error_code(error).with_api_keys(APIS.iter().map(entry).collect())
+    let entry = |a: &crate::wire::Api| {
+        ApiVersion::default()
+            .with_api_key(a.key)
+            .with_min_version(a.min)
+            .with_max_version(a.max)
+    };
+    ApiVersionsResponse::default()
+        .with_error_code(error)
+        .with_api_keys(APIS.iter().map(entry).collect())
 }
 
 impl Core {
@@ -37,7 +47,11 @@ impl Core {
             Some(list) => version == 0 && list.is_empty(),
         };
         if all {
-            topics.extend(self.topics.iter().map(|(name, topic)| describe(name, topic)));
+            topics.extend(
+                self.topics
+                    .iter()
+                    .map(|(name, topic)| describe(name, topic)),
+            );
         }
         for asked in request.topics.unwrap_or_default() {
             let Some(name) = asked.name.map(|n| n.0.to_string()) else {
@@ -48,13 +62,16 @@ impl Core {
                 && self.config.auto_create_topics
                 && (version < 4 || request.allow_auto_topic_creation)
                 && valid_name(&name)
-                && let Err(error) = self.add_topic(&name, self.config.default_partitions, BTreeMap::new(), now)
+                && let Err(error) =
+                    self.add_topic(&name, self.config.default_partitions, BTreeMap::new(), now)
             {
                 tracing::error!(%error, topic = %name, "automatic creation failed");
             }
             topics.push(match self.topics.get(&name) {
                 Some(topic) => describe(&name, topic),
-                None if !valid_name(&name) => missing(Some(name), ResponseError::InvalidTopicException),
+                None if !valid_name(&name) => {
+                    missing(Some(name), ResponseError::InvalidTopicException)
+                }
                 None => missing(Some(name), ResponseError::UnknownTopicOrPartition),
             });
         }
@@ -78,14 +95,26 @@ impl Core {
         }
     }
 
-    pub(super) fn find_coordinator(&mut self, request: FindCoordinatorRequest, version: i16) -> Outcome {
+    pub(super) fn find_coordinator(
+        &mut self,
+        request: FindCoordinatorRequest,
+        version: i16,
+    ) -> Outcome {
         let host = text(self.config.host.as_str());
         let port = i32::from(self.config.port);
         let known = matches!(request.key_type, 0 | 1);
-        let error = if known { 0 } else { code(ResponseError::InvalidRequest) };
+        let error = if known {
+            0
+        } else {
+            code(ResponseError::InvalidRequest)
+        };
         let mut response = FindCoordinatorResponse::default();
         if version < 4 {
-            response = response.with_error_code(error).with_node_id(BrokerId(NODE_ID)).with_host(host).with_port(port);
+            response = response
+                .with_error_code(error)
+                .with_node_id(BrokerId(NODE_ID))
+                .with_host(host)
+                .with_port(port);
         } else {
             let one = |key| {
                 Coordinator::default()
@@ -114,7 +143,10 @@ impl Core {
     }
 
     /// There is one leader epoch for ever, so every epoch ends where the log ends.
-    pub(super) fn offset_for_leader_epoch(&mut self, request: OffsetForLeaderEpochRequest) -> Outcome {
+    pub(super) fn offset_for_leader_epoch(
+        &mut self,
+        request: OffsetForLeaderEpochRequest,
+    ) -> Outcome {
         let mut response = OffsetForLeaderEpochResponse::default();
         for topic in request.topics {
             let known = self.topics.get(topic.topic.as_str());
@@ -126,7 +158,11 @@ impl Core {
                 }
             };
             let partitions = topic.partitions.into_iter().map(one).collect();
-            response.topics.push(OffsetForLeaderTopicResult::default().with_topic(topic.topic).with_partitions(partitions));
+            response.topics.push(
+                OffsetForLeaderTopicResult::default()
+                    .with_topic(topic.topic)
+                    .with_partitions(partitions),
+            );
         }
         Outcome::Reply(Response::OffsetForLeaderEpoch(response))
     }

@@ -21,8 +21,8 @@ mod list_offsets;
 mod metadata;
 mod offsets;
 mod offsets_api;
-mod producer;
 mod produce;
+mod producer;
 mod records;
 mod retention;
 mod state;
@@ -35,9 +35,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::protocol::StrBytes;
 
+use journal::{Journal, Record};
 pub use journal::{frame, next_frame};
 pub use metadata::api_versions;
-use journal::{Journal, Record};
 
 use crate::storage::{Storage, StorageError};
 use crate::wire::{Request, Response};
@@ -131,7 +131,11 @@ pub struct Core {
 impl Core {
     /// Opens a broker on storage, replaying whatever an earlier one left there. `now`:
     /// milliseconds since the epoch, as everywhere.
-    pub fn open(config: CoreConfig, mut storage: Box<dyn Storage>, now: i64) -> Result<Core, StorageError> {
+    pub fn open(
+        config: CoreConfig,
+        mut storage: Box<dyn Storage>,
+        now: i64,
+    ) -> Result<Core, StorageError> {
         let (journal, records) = Journal::open(storage.as_mut())?;
         let seed = config.seed;
         let mut core = Core {
@@ -169,7 +173,14 @@ impl Core {
     }
 
     /// Takes a request.
-    pub fn handle(&mut self, ticket: Ticket, client: &Client, version: i16, request: Request, now: i64) {
+    pub fn handle(
+        &mut self,
+        ticket: Ticket,
+        client: &Client,
+        version: i16,
+        request: Request,
+        now: i64,
+    ) {
         let outcome = match request {
             Request::Produce(r) => self.produce(r, now),
             Request::Fetch(r) => self.fetch(ticket, r, now),
@@ -184,7 +195,9 @@ impl Core {
             Request::SyncGroup(r) => self.sync_group(ticket, r, now),
             Request::DescribeGroups(r) => self.describe_groups(r),
             Request::ListGroups(r) => self.list_groups(r),
-            Request::ApiVersions(_) => Outcome::Reply(Response::ApiVersions(metadata::api_versions(0))),
+            Request::ApiVersions(_) => {
+                Outcome::Reply(Response::ApiVersions(metadata::api_versions(0)))
+            }
             Request::CreateTopics(r) => self.create_topics(r, version, now),
             Request::DeleteTopics(r) => self.delete_topics(r, version),
             Request::DeleteRecords(r) => self.delete_records(r, now),
@@ -234,7 +247,10 @@ impl Core {
     /// When [`Core::tick`] is next needed.
     pub fn next_deadline(&self) -> i64 {
         let fetch = self.fetch_deadlines.first().map_or(i64::MAX, |(at, _)| *at);
-        fetch.min(self.group_deadline).min(self.next_txn_scan).min(self.next_maintenance)
+        fetch
+            .min(self.group_deadline)
+            .min(self.next_txn_scan)
+            .min(self.next_maintenance)
     }
 
     /// The replies that have become due, in order.

@@ -41,13 +41,28 @@ pub struct Offsets {
 }
 
 fn committed(entry: OffsetEntry, sequence: u64) -> (Partition, Committed) {
-    let OffsetEntry { topic, partition, offset, leader_epoch, metadata } = entry;
-    ((topic, partition), Committed { offset, leader_epoch, metadata, sequence })
+    let OffsetEntry {
+        topic,
+        partition,
+        offset,
+        leader_epoch,
+        metadata,
+    } = entry;
+    (
+        (topic, partition),
+        Committed {
+            offset,
+            leader_epoch,
+            metadata,
+            sequence,
+        },
+    )
 }
 
 impl Offsets {
     pub fn commit(&mut self, entries: Vec<OffsetEntry>, sequence: u64) {
-        self.committed.extend(entries.into_iter().map(|e| committed(e, sequence)));
+        self.committed
+            .extend(entries.into_iter().map(|e| committed(e, sequence)));
     }
 
     /// Takes offsets in that take effect when the producer's transaction commits.
@@ -63,7 +78,11 @@ impl Offsets {
             return;
         }
         for (partition, offset) in pending {
-            if self.committed.get(&partition).is_none_or(|c| c.sequence < offset.sequence) {
+            if self
+                .committed
+                .get(&partition)
+                .is_none_or(|c| c.sequence < offset.sequence)
+            {
                 self.committed.insert(partition, offset);
             }
         }
@@ -84,7 +103,8 @@ impl Offsets {
     /// Every partition with a committed or pending offset.
     pub fn partitions(&self) -> Vec<Partition> {
         let pending = self.pending.values().flat_map(|p| p.keys());
-        let all: std::collections::BTreeSet<&Partition> = self.committed.keys().chain(pending).collect();
+        let all: std::collections::BTreeSet<&Partition> =
+            self.committed.keys().chain(pending).collect();
         all.into_iter().cloned().collect()
     }
 
@@ -114,12 +134,22 @@ impl Offsets {
         let mut out: Vec<(u64, Record)> = Vec::new();
         for one in &self.committed {
             let offsets = vec![entry(one)];
-            out.push((one.1.sequence, Record::Offsets { group: group.to_owned(), offsets }));
+            out.push((
+                one.1.sequence,
+                Record::Offsets {
+                    group: group.to_owned(),
+                    offsets,
+                },
+            ));
         }
         for (producer_id, pending) in &self.pending {
             for one in pending {
                 let offsets = vec![entry(one)];
-                let record = Record::PendingOffsets { producer_id: *producer_id, group: group.to_owned(), offsets };
+                let record = Record::PendingOffsets {
+                    producer_id: *producer_id,
+                    group: group.to_owned(),
+                    offsets,
+                };
                 out.push((one.1.sequence, record));
             }
         }

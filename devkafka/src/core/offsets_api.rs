@@ -1,18 +1,23 @@
 //! OffsetCommit, OffsetFetch, OffsetDelete, TxnOffsetCommit: the requests on a group's offsets.
 
 use kafka_protocol::error::ResponseError;
-use kafka_protocol::messages::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
-use kafka_protocol::messages::offset_delete_response::{OffsetDeleteResponsePartition, OffsetDeleteResponseTopic};
+use kafka_protocol::messages::offset_commit_response::{
+    OffsetCommitResponsePartition, OffsetCommitResponseTopic,
+};
+use kafka_protocol::messages::offset_delete_response::{
+    OffsetDeleteResponsePartition, OffsetDeleteResponseTopic,
+};
 use kafka_protocol::messages::offset_fetch_response::{
-    OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions, OffsetFetchResponseTopic,
-    OffsetFetchResponseTopics,
+    OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
+    OffsetFetchResponseTopic, OffsetFetchResponseTopics,
 };
 use kafka_protocol::messages::txn_offset_commit_response::{
     TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
 };
 use kafka_protocol::messages::{
-    OffsetCommitRequest, OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse, OffsetFetchRequest,
-    OffsetFetchResponse, TopicName, TxnOffsetCommitRequest, TxnOffsetCommitResponse,
+    OffsetCommitRequest, OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse,
+    OffsetFetchRequest, OffsetFetchResponse, TopicName, TxnOffsetCommitRequest,
+    TxnOffsetCommitResponse,
 };
 
 use super::group::{Caller, Group};
@@ -55,10 +60,15 @@ impl Core {
         for topic in request.topics {
             let mut out = OffsetCommitResponseTopic::default().with_name(topic.name.clone());
             for p in topic.partitions {
-                let metadata = p.committed_metadata.map(|m| m.to_string()).unwrap_or_default();
+                let metadata = p
+                    .committed_metadata
+                    .map(|m| m.to_string())
+                    .unwrap_or_default();
                 let error = self.commit_error(allowed, &topic.name, p.partition_index, &metadata);
                 out.partitions.push(
-                    OffsetCommitResponsePartition::default().with_partition_index(p.partition_index).with_error_code(error),
+                    OffsetCommitResponsePartition::default()
+                        .with_partition_index(p.partition_index)
+                        .with_error_code(error),
                 );
                 if error == 0 {
                     entries.push(OffsetEntry {
@@ -73,7 +83,10 @@ impl Core {
             response.topics.push(out);
         }
         if !entries.is_empty()
-            && let Err(error) = self.record(Record::Offsets { group: id, offsets: entries })
+            && let Err(error) = self.record(Record::Offsets {
+                group: id,
+                offsets: entries,
+            })
         {
             let error = code(storage_failed(error));
             let parts = response.topics.iter_mut().flat_map(|t| &mut t.partitions);
@@ -83,16 +96,28 @@ impl Core {
         Outcome::Reply(Response::OffsetCommit(response))
     }
 
-    fn commit_error(&self, allowed: Result<(), ResponseError>, topic: &str, partition: i32, metadata: &str) -> i16 {
+    fn commit_error(
+        &self,
+        allowed: Result<(), ResponseError>,
+        topic: &str,
+        partition: i32,
+        metadata: &str,
+    ) -> i16 {
         match allowed {
             Err(error) => code(error),
-            Ok(()) if !self.partition_exists(topic, partition) => code(ResponseError::UnknownTopicOrPartition),
+            Ok(()) if !self.partition_exists(topic, partition) => {
+                code(ResponseError::UnknownTopicOrPartition)
+            }
             Ok(()) if metadata.len() > MAX_METADATA => code(ResponseError::OffsetMetadataTooLarge),
             Ok(()) => 0,
         }
     }
 
-    pub(super) fn txn_offset_commit(&mut self, request: TxnOffsetCommitRequest, now: i64) -> Outcome {
+    pub(super) fn txn_offset_commit(
+        &mut self,
+        request: TxnOffsetCommitRequest,
+        now: i64,
+    ) -> Outcome {
         let id = request.group_id.0.to_string();
         let producer_id = request.producer_id.0;
         let caller = Caller {
@@ -116,10 +141,15 @@ impl Core {
         for topic in request.topics {
             let mut out = TxnOffsetCommitResponseTopic::default().with_name(topic.name.clone());
             for p in topic.partitions {
-                let metadata = p.committed_metadata.map(|m| m.to_string()).unwrap_or_default();
+                let metadata = p
+                    .committed_metadata
+                    .map(|m| m.to_string())
+                    .unwrap_or_default();
                 let error = self.commit_error(allowed, &topic.name, p.partition_index, &metadata);
                 out.partitions.push(
-                    TxnOffsetCommitResponsePartition::default().with_partition_index(p.partition_index).with_error_code(error),
+                    TxnOffsetCommitResponsePartition::default()
+                        .with_partition_index(p.partition_index)
+                        .with_error_code(error),
                 );
                 if error == 0 {
                     entries.push(OffsetEntry {
@@ -134,7 +164,11 @@ impl Core {
             response.topics.push(out);
         }
         if !entries.is_empty()
-            && let Err(error) = self.record(Record::PendingOffsets { producer_id, group: id, offsets: entries })
+            && let Err(error) = self.record(Record::PendingOffsets {
+                producer_id,
+                group: id,
+                offsets: entries,
+            })
         {
             let error = code(storage_failed(error));
             let parts = response.topics.iter_mut().flat_map(|t| &mut t.partitions);
@@ -149,7 +183,10 @@ impl Core {
         if version < 8 {
             let group = self.groups.get(request.group_id.as_str());
             let asked = request.topics.map(|topics| {
-                topics.into_iter().map(|t| (t.name, t.partition_indexes)).collect::<Vec<_>>()
+                topics
+                    .into_iter()
+                    .map(|t| (t.name, t.partition_indexes))
+                    .collect::<Vec<_>>()
             });
             for (name, found) in lookup(group, asked, stable) {
                 let part = |f: Found| {
@@ -161,15 +198,23 @@ impl Core {
                         .with_error_code(f.error)
                 };
                 let partitions = found.into_iter().map(part).collect();
-                response.topics.push(OffsetFetchResponseTopic::default().with_name(name).with_partitions(partitions));
+                response.topics.push(
+                    OffsetFetchResponseTopic::default()
+                        .with_name(name)
+                        .with_partitions(partitions),
+                );
             }
         } else {
             for asked in request.groups {
                 let group = self.groups.get(asked.group_id.as_str());
                 let topics = asked.topics.map(|topics| {
-                    topics.into_iter().map(|t| (t.name, t.partition_indexes)).collect::<Vec<_>>()
+                    topics
+                        .into_iter()
+                        .map(|t| (t.name, t.partition_indexes))
+                        .collect::<Vec<_>>()
                 });
-                let mut out = OffsetFetchResponseGroup::default().with_group_id(asked.group_id.clone());
+                let mut out =
+                    OffsetFetchResponseGroup::default().with_group_id(asked.group_id.clone());
                 for (name, found) in lookup(group, topics, stable) {
                     let part = |f: Found| {
                         OffsetFetchResponsePartitions::default()
@@ -180,7 +225,11 @@ impl Core {
                             .with_error_code(f.error)
                     };
                     let partitions = found.into_iter().map(part).collect();
-                    out.topics.push(OffsetFetchResponseTopics::default().with_name(name).with_partitions(partitions));
+                    out.topics.push(
+                        OffsetFetchResponseTopics::default()
+                            .with_name(name)
+                            .with_partitions(partitions),
+                    );
                 }
                 response.groups.push(out);
             }
@@ -210,13 +259,18 @@ impl Core {
                     Ok(())
                 };
                 out.partitions.push(
-                    OffsetDeleteResponsePartition::default().with_partition_index(index).with_error_code(result_code(&result)),
+                    OffsetDeleteResponsePartition::default()
+                        .with_partition_index(index)
+                        .with_error_code(result_code(&result)),
                 );
             }
             response.topics.push(out);
         }
         if !gone.is_empty()
-            && let Err(error) = self.record(Record::OffsetsDeleted { group: id, partitions: gone })
+            && let Err(error) = self.record(Record::OffsetsDeleted {
+                group: id,
+                partitions: gone,
+            })
         {
             response.error_code = code(storage_failed(error));
         }
@@ -225,7 +279,11 @@ impl Core {
 }
 
 /// The offsets asked for (None: all that there are), topic by topic.
-fn lookup(group: Option<&Group>, asked: Option<Vec<(TopicName, Vec<i32>)>>, stable: bool) -> Vec<(TopicName, Vec<Found>)> {
+fn lookup(
+    group: Option<&Group>,
+    asked: Option<Vec<(TopicName, Vec<i32>)>>,
+    stable: bool,
+) -> Vec<(TopicName, Vec<Found>)> {
     let asked = asked.unwrap_or_else(|| {
         let mut all: Vec<(TopicName, Vec<i32>)> = Vec::new();
         for (topic, partition) in group.map(|g| g.offsets.partitions()).unwrap_or_default() {
@@ -237,18 +295,35 @@ fn lookup(group: Option<&Group>, asked: Option<Vec<(TopicName, Vec<i32>)>>, stab
         all
     });
     let find = |name: &TopicName, partition: i32| {
-        let none = Found { partition, offset: -1, leader_epoch: -1, metadata: String::new(), error: 0 };
+        let none = Found {
+            partition,
+            offset: -1,
+            leader_epoch: -1,
+            metadata: String::new(),
+            error: 0,
+        };
         let Some(group) = group else { return none };
         if stable && group.offsets.unstable(name, partition) {
-            return Found { error: code(ResponseError::UnstableOffsetCommit), ..none };
+            return Found {
+                error: code(ResponseError::UnstableOffsetCommit),
+                ..none
+            };
         }
         match group.offsets.get(name, partition) {
-            Some(c) => Found { offset: c.offset, leader_epoch: c.leader_epoch, metadata: c.metadata.clone(), ..none },
+            Some(c) => Found {
+                offset: c.offset,
+                leader_epoch: c.leader_epoch,
+                metadata: c.metadata.clone(),
+                ..none
+            },
             None => none,
         }
     };
-    asked.into_iter().map(|(name, list)| {
-        let found = list.into_iter().map(|p| find(&name, p)).collect();
-        (name, found)
-    }).collect()
+    asked
+        .into_iter()
+        .map(|(name, list)| {
+            let found = list.into_iter().map(|p| find(&name, p)).collect();
+            (name, found)
+        })
+        .collect()
 }

@@ -2,7 +2,9 @@
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::ProduceRequest;
-use kafka_protocol::messages::produce_response::{PartitionProduceResponse, ProduceResponse, TopicProduceResponse};
+use kafka_protocol::messages::produce_response::{
+    PartitionProduceResponse, ProduceResponse, TopicProduceResponse,
+};
 
 use super::batch;
 use super::log::{AppendError, Appended};
@@ -27,9 +29,18 @@ impl Core {
                     .with_log_start_offset(-1);
                 let bytes = data.records.unwrap_or_default();
                 let result = if acks_ok {
-                    self.produce_partition(transactional_id.as_deref(), &topic.name, data.index, &bytes, now)
+                    self.produce_partition(
+                        transactional_id.as_deref(),
+                        &topic.name,
+                        data.index,
+                        &bytes,
+                        now,
+                    )
                 } else {
-                    Err((ResponseError::InvalidRequiredAcks, "acks must be -1, 0 or 1"))
+                    Err((
+                        ResponseError::InvalidRequiredAcks,
+                        "acks must be -1, 0 or 1",
+                    ))
                 };
                 match result {
                     Ok((appended, start)) => {
@@ -46,7 +57,11 @@ impl Core {
             }
             response.responses.push(out);
         }
-        if silent { Outcome::Nothing } else { Outcome::Reply(Response::Produce(response)) }
+        if silent {
+            Outcome::Nothing
+        } else {
+            Outcome::Reply(Response::Produce(response))
+        }
     }
 
     fn produce_partition(
@@ -57,38 +72,82 @@ impl Core {
         bytes: &[u8],
         now: i64,
     ) -> Result<(Appended, i64), Refusal> {
-        let unknown = (ResponseError::UnknownTopicOrPartition, "this topic or partition does not exist");
+        let unknown = (
+            ResponseError::UnknownTopicOrPartition,
+            "this topic or partition does not exist",
+        );
         let topic = self.topics.get_mut(name).ok_or(unknown)?;
         let (rules, config) = (topic.rules(), &topic.config);
         if bytes.len() > config.max_message_bytes {
-            return Err((ResponseError::MessageTooLarge, "record batch exceeds max.message.bytes"));
+            return Err((
+                ResponseError::MessageTooLarge,
+                "record batch exceeds max.message.bytes",
+            ));
         }
         let header = batch::check_produced(bytes)?;
         let ahead = header.max_timestamp.saturating_sub(now);
-        if !config.log_append_time && config.timestamp_after_max_ms >= 0 && ahead > config.timestamp_after_max_ms {
-            return Err((ResponseError::InvalidTimestamp, "timestamp exceeds message.timestamp.after.max.ms"));
+        if !config.log_append_time
+            && config.timestamp_after_max_ms >= 0
+            && ahead > config.timestamp_after_max_ms
+        {
+            return Err((
+                ResponseError::InvalidTimestamp,
+                "timestamp exceeds message.timestamp.after.max.ms",
+            ));
         }
         if config.compact && !records::all_keyed(bytes, &header) {
-            return Err((ResponseError::InvalidRecord, "compacted topic cannot accept a record without key"));
+            return Err((
+                ResponseError::InvalidRecord,
+                "compacted topic cannot accept a record without key",
+            ));
         }
-        let partition = topic.partitions.get_mut(usize::try_from(index).unwrap_or(usize::MAX)).ok_or(unknown)?;
+        let partition = topic
+            .partitions
+            .get_mut(usize::try_from(index).unwrap_or(usize::MAX))
+            .ok_or(unknown)?;
         if header.transactional() {
-            let id = transactional_id.ok_or((ResponseError::InvalidTxnState, "transactional batch without transactional id"))?;
+            let id = transactional_id.ok_or((
+                ResponseError::InvalidTxnState,
+                "transactional batch without transactional id",
+            ))?;
             // The log first: it knows of a newer epoch even where the coordinator has moved on.
-            let fenced = partition.log.producers.get(&header.producer_id).is_some_and(|p| p.epoch > header.producer_epoch);
+            let fenced = partition
+                .log
+                .producers
+                .get(&header.producer_id)
+                .is_some_and(|p| p.epoch > header.producer_epoch);
             if fenced {
-                return Err((ResponseError::InvalidProducerEpoch, "producer has been fenced"));
+                return Err((
+                    ResponseError::InvalidProducerEpoch,
+                    "producer has been fenced",
+                ));
             }
-            let txn = self.txns.get(id).ok_or((ResponseError::InvalidProducerIdMapping, "unknown transactional id"))?;
+            let txn = self.txns.get(id).ok_or((
+                ResponseError::InvalidProducerIdMapping,
+                "unknown transactional id",
+            ))?;
             txn.may_write(header.producer_id, header.producer_epoch, name, index)
                 .map_err(|e| (e, "transaction may not write to this partition"))?;
-        } else if partition.log.producers.get(&header.producer_id).is_some_and(|p| p.txn_first.is_some()) {
-            return Err((ResponseError::InvalidTxnState, "non-transactional batch within a transaction"));
+        } else if partition
+            .log
+            .producers
+            .get(&header.producer_id)
+            .is_some_and(|p| p.txn_first.is_some())
+        {
+            return Err((
+                ResponseError::InvalidTxnState,
+                "non-transactional batch within a transaction",
+            ));
         }
-        let appended = match partition.log.append(self.storage.as_mut(), bytes, &header, rules, now) {
+        let appended = match partition
+            .log
+            .append(self.storage.as_mut(), bytes, &header, rules, now)
+        {
             Ok(appended) => appended,
             Err(AppendError::Refused(error)) => return Err((error, "refused by producer state")),
-            Err(AppendError::Storage(error)) => return Err((storage_failed(error), "storage failed")),
+            Err(AppendError::Storage(error)) => {
+                return Err((storage_failed(error), "storage failed"));
+            }
         };
         self.woken.extend(partition.waiters.drain(..));
         Ok((appended, partition.log.start_offset()))

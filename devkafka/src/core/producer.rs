@@ -43,7 +43,12 @@ pub enum Check {
 
 impl Producer {
     pub fn new(epoch: i16) -> Producer {
-        Producer { epoch, batches: VecDeque::new(), txn_first: None, last_timestamp: -1 }
+        Producer {
+            epoch,
+            batches: VecDeque::new(),
+            txn_first: None,
+            last_timestamp: -1,
+        }
     }
 
     pub fn last_sequence(&self) -> i32 {
@@ -52,21 +57,35 @@ impl Producer {
 
     /// Judges a batch against what is known of its producer (`None`: nothing, so anything goes).
     pub fn check(known: Option<&Producer>, batch: &BatchHeader) -> Result<Check, ResponseError> {
-        let Some(known) = known else { return Ok(Check::New) };
+        let Some(known) = known else {
+            return Ok(Check::New);
+        };
         if batch.producer_epoch < known.epoch {
             return Err(ResponseError::InvalidProducerEpoch);
         }
         let first = batch.base_sequence;
         if batch.producer_epoch > known.epoch {
-            return if first == 0 { Ok(Check::New) } else { Err(ResponseError::OutOfOrderSequenceNumber) };
+            return if first == 0 {
+                Ok(Check::New)
+            } else {
+                Err(ResponseError::OutOfOrderSequenceNumber)
+            };
         }
-        let same = |b: &&Batch| b.first_sequence == first && b.last_sequence == batch.last_sequence();
+        let same =
+            |b: &&Batch| b.first_sequence == first && b.last_sequence == batch.last_sequence();
         if let Some(seen) = known.batches.iter().find(same) {
-            return Ok(Check::Duplicate { base_offset: seen.base_offset, timestamp: seen.timestamp });
+            return Ok(Check::Duplicate {
+                base_offset: seen.base_offset,
+                timestamp: seen.timestamp,
+            });
         }
         let last = known.last_sequence();
         let expected = if last < 0 { 0 } else { add_sequence(last, 1) };
-        if first == expected { Ok(Check::New) } else { Err(ResponseError::OutOfOrderSequenceNumber) }
+        if first == expected {
+            Ok(Check::New)
+        } else {
+            Err(ResponseError::OutOfOrderSequenceNumber)
+        }
     }
 
     /// Takes in a batch that was appended at `base_offset`. Returns true if it opened a transaction.

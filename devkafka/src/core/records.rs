@@ -51,7 +51,9 @@ fn put_varlong(out: &mut BytesMut, value: i64) {
 /// The records' bytes, uncompressed. None if they do not decompress, or to more than
 /// [`MAX_PAYLOAD`].
 pub fn payload(batch: &Bytes, header: &BatchHeader) -> Option<Bytes> {
-    let packed = batch.get(HEADER..header.len).map(|_| batch.slice(HEADER..header.len))?;
+    let packed = batch
+        .get(HEADER..header.len)
+        .map(|_| batch.slice(HEADER..header.len))?;
     match header.compression() {
         0 => Some(packed),
         1 => bounded(flate2::read::MultiGzDecoder::new(&packed[..])),
@@ -64,7 +66,10 @@ pub fn payload(batch: &Bytes, header: &BatchHeader) -> Option<Bytes> {
 
 fn bounded(reader: impl Read) -> Option<Bytes> {
     let mut out = Vec::new();
-    reader.take(MAX_PAYLOAD as u64 + 1).read_to_end(&mut out).ok()?;
+    reader
+        .take(MAX_PAYLOAD as u64 + 1)
+        .read_to_end(&mut out)
+        .ok()?;
     (out.len() <= MAX_PAYLOAD).then(|| Bytes::from(out))
 }
 
@@ -79,7 +84,10 @@ fn unsnap(packed: &[u8]) -> Option<Bytes> {
             return None;
         }
         out.resize(start + len, 0);
-        snap::raw::Decoder::new().decompress(bytes, &mut out[start..]).ok().map(|_| ())
+        snap::raw::Decoder::new()
+            .decompress(bytes, &mut out[start..])
+            .ok()
+            .map(|_| ())
     };
     if packed.starts_with(JAVA) {
         let mut rest = packed.get(16..)?;
@@ -105,7 +113,12 @@ pub struct Records<'a> {
 }
 
 pub fn records<'a>(payload: &'a [u8], header: &BatchHeader) -> Records<'a> {
-    Records { rest: payload, header: *header, left: header.record_count, damaged: false }
+    Records {
+        rest: payload,
+        header: *header,
+        left: header.record_count,
+        damaged: false,
+    }
 }
 
 impl<'a> Iterator for Records<'a> {
@@ -138,7 +151,14 @@ fn one<'a>(rest: &mut &'a [u8], header: &BatchHeader) -> Option<RecordView<'a>> 
         header.first_timestamp.wrapping_add(timestamp_delta)
     };
     let offset = header.base_offset.checked_add(offset_delta)?;
-    Some(RecordView { attributes, tail, offset, timestamp, key, null_value: value.is_none() })
+    Some(RecordView {
+        attributes,
+        tail,
+        offset,
+        timestamp,
+        key,
+        null_value: value.is_none(),
+    })
 }
 
 /// A nullable byte field; the outer None means damage.
@@ -169,7 +189,9 @@ fn varlong(at: &mut &[u8]) -> Option<i64> {
 /// True if every record of a produced batch has a key. Damaged records count as keyless.
 pub fn all_keyed(batch: &[u8], header: &BatchHeader) -> bool {
     let bytes = Bytes::copy_from_slice(batch);
-    let Some(payload) = payload(&bytes, header) else { return false };
+    let Some(payload) = payload(&bytes, header) else {
+        return false;
+    };
     let mut all = records(&payload, header);
     let mut count = 0;
     for record in all.by_ref() {
@@ -185,7 +207,8 @@ pub fn all_keyed(batch: &[u8], header: &BatchHeader) -> bool {
 pub fn first_at_or_after(batch: &Bytes, timestamp: i64, offset: i64) -> Option<(i64, i64)> {
     let header = BatchHeader::read(batch)?;
     if header.control() {
-        return (header.max_timestamp >= timestamp).then_some((header.max_timestamp, header.base_offset));
+        return (header.max_timestamp >= timestamp)
+            .then_some((header.max_timestamp, header.base_offset));
     }
     let payload = payload(batch, &header)?;
     let found = records(&payload, &header).find(|r| r.timestamp >= timestamp && r.offset >= offset);

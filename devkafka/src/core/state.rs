@@ -46,13 +46,19 @@ impl Core {
         }
         if self.cluster_id.is_empty() {
             let id = self.rng.uuid();
-            self.record(Record::Cluster { id: id.simple().to_string()[..22].to_owned() })?;
+            self.record(Record::Cluster {
+                id: id.simple().to_string()[..22].to_owned(),
+            })?;
         }
         for group in self.groups.values_mut() {
             group.recovered(now);
         }
         // A transaction whose end was decided is brought to that end.
-        let decided: Vec<(String, TxnState)> = self.txns.iter().map(|(id, t)| (id.clone(), t.state)).collect();
+        let decided: Vec<(String, TxnState)> = self
+            .txns
+            .iter()
+            .map(|(id, t)| (id.clone(), t.state))
+            .collect();
         for (id, state) in decided {
             if matches!(state, TxnState::PrepareCommit | TxnState::PrepareAbort) {
                 self.complete_txn(&id, now)?;
@@ -65,7 +71,12 @@ impl Core {
     pub(super) fn apply(&mut self, record: Record) {
         match record {
             Record::Cluster { id } => self.cluster_id = id,
-            Record::Topic { name, id, partitions, configs } => {
+            Record::Topic {
+                name,
+                id,
+                partitions,
+                configs,
+            } => {
                 let fresh = || Topic::new(&name, id);
                 let topic = self.topics.entry(name.clone()).or_insert_with(fresh);
                 topic.set(partitions, configs);
@@ -79,7 +90,11 @@ impl Core {
                     txn.partitions.retain(|(topic, _)| *topic != name);
                 }
             }
-            Record::LogStart { topic, partition, offset } => {
+            Record::LogStart {
+                topic,
+                partition,
+                offset,
+            } => {
                 if let Some(topic) = self.topics.get_mut(&topic) {
                     topic.starts.insert(partition, offset);
                 }
@@ -88,12 +103,24 @@ impl Core {
             Record::Txn { id, txn } => {
                 self.txns.insert(id, txn);
             }
-            Record::PendingOffsets { producer_id, group, offsets } => {
+            Record::PendingOffsets {
+                producer_id,
+                group,
+                offsets,
+            } => {
                 self.offset_sequence += 1;
                 let sequence = self.offset_sequence;
-                self.group_mut(&group).offsets.pend(producer_id, offsets, sequence);
+                self.group_mut(&group)
+                    .offsets
+                    .pend(producer_id, offsets, sequence);
             }
-            Record::TxnEnded { id, txn, ended_producer_id, groups, commit } => {
+            Record::TxnEnded {
+                id,
+                txn,
+                ended_producer_id,
+                groups,
+                commit,
+            } => {
                 for group in &groups {
                     if let Some(group) = self.groups.get_mut(group) {
                         group.offsets.end_txn(ended_producer_id, commit);
@@ -124,20 +151,34 @@ impl Core {
     /// The records that rebuild the present state.
     pub(super) fn snapshot(&self) -> Vec<Record> {
         let mut out = vec![
-            Record::Cluster { id: self.cluster_id.clone() },
-            Record::ProducerIds { next: self.reserved_producer_ids },
+            Record::Cluster {
+                id: self.cluster_id.clone(),
+            },
+            Record::ProducerIds {
+                next: self.reserved_producer_ids,
+            },
         ];
         for (name, topic) in &self.topics {
             out.push(topic.record(name));
             for (partition, offset) in &topic.starts {
-                out.push(Record::LogStart { topic: name.clone(), partition: *partition, offset: *offset });
+                out.push(Record::LogStart {
+                    topic: name.clone(),
+                    partition: *partition,
+                    offset: *offset,
+                });
             }
         }
         for (id, txn) in &self.txns {
-            out.push(Record::Txn { id: id.clone(), txn: txn.clone() });
+            out.push(Record::Txn {
+                id: id.clone(),
+                txn: txn.clone(),
+            });
         }
         for (id, group) in &self.groups {
-            out.push(Record::Group { id: id.clone(), group: group.snapshot() });
+            out.push(Record::Group {
+                id: id.clone(),
+                group: group.snapshot(),
+            });
             // Commit order of committed and pending offsets decides what a commit overwrites.
             out.extend(group.offsets.records(id));
         }
@@ -152,7 +193,9 @@ impl Core {
     /// Gives out a producer id that no one has had.
     pub(super) fn new_producer_id(&mut self) -> Result<i64, StorageError> {
         if self.next_producer_id >= self.reserved_producer_ids {
-            self.record(Record::ProducerIds { next: self.next_producer_id + PRODUCER_ID_BLOCK })?;
+            self.record(Record::ProducerIds {
+                next: self.next_producer_id + PRODUCER_ID_BLOCK,
+            })?;
         }
         let id = self.next_producer_id;
         self.next_producer_id += 1;

@@ -58,7 +58,12 @@ impl Topic {
     }
 
     pub fn record(&self, name: &str) -> Record {
-        Record::Topic { name: name.to_owned(), id: self.id, partitions: self.count, configs: self.configs.clone() }
+        Record::Topic {
+            name: name.to_owned(),
+            id: self.id,
+            partitions: self.count,
+            configs: self.configs.clone(),
+        }
     }
 
     /// Opens the logs of partitions that have none yet.
@@ -66,7 +71,11 @@ impl Topic {
         for index in self.partitions.len() as i32..self.count {
             let start = self.starts.get(&index).copied().unwrap_or(0);
             let log = Log::open(storage, format!("{}/{index}", self.dir), start, now)?;
-            self.partitions.push(Partition { log, waiters: Vec::new(), cleaned: 0 });
+            self.partitions.push(Partition {
+                log,
+                waiters: Vec::new(),
+                cleaned: 0,
+            });
         }
         Ok(())
     }
@@ -104,7 +113,12 @@ impl Core {
         now: i64,
     ) -> Result<Uuid, StorageError> {
         let id = self.rng.uuid();
-        self.record(Record::Topic { name: name.to_owned(), id, partitions, configs })?;
+        self.record(Record::Topic {
+            name: name.to_owned(),
+            id,
+            partitions,
+            configs,
+        })?;
         self.open_topic(name, now)?;
         Ok(id)
     }
@@ -118,10 +132,15 @@ impl Core {
     }
 
     pub(super) fn topic_name(&self, id: Uuid) -> Option<String> {
-        self.topics.iter().find(|(_, t)| t.id == id).map(|(n, _)| n.clone())
+        self.topics
+            .iter()
+            .find(|(_, t)| t.id == id)
+            .map(|(n, _)| n.clone())
     }
 
     pub(super) fn partition_exists(&self, topic: &str, partition: i32) -> bool {
-        self.topics.get(topic).is_some_and(|t| t.partition(partition).is_some())
+        self.topics
+            .get(topic)
+            .is_some_and(|t| t.partition(partition).is_some())
     }
 }

@@ -80,18 +80,40 @@ impl Txn {
     }
 
     /// Checks that a batch may be written to a partition.
-    pub fn may_write(&self, producer_id: i64, epoch: i16, topic: &str, partition: i32) -> Result<(), ResponseError> {
+    pub fn may_write(
+        &self,
+        producer_id: i64,
+        epoch: i16,
+        topic: &str,
+        partition: i32,
+    ) -> Result<(), ResponseError> {
         self.owned_by(producer_id, epoch).map_err(as_epoch_error)?;
         let added = self.state == TxnState::Ongoing
-            && self.partitions.iter().any(|(t, p)| *p == partition && t == topic);
-        if added { Ok(()) } else { Err(ResponseError::InvalidTxnState) }
+            && self
+                .partitions
+                .iter()
+                .any(|(t, p)| *p == partition && t == topic);
+        if added {
+            Ok(())
+        } else {
+            Err(ResponseError::InvalidTxnState)
+        }
     }
 
     /// Checks that offsets of a group may be sent to the transaction.
-    pub fn may_commit_offsets(&self, producer_id: i64, epoch: i16, group: &str) -> Result<(), ResponseError> {
+    pub fn may_commit_offsets(
+        &self,
+        producer_id: i64,
+        epoch: i16,
+        group: &str,
+    ) -> Result<(), ResponseError> {
         self.owned_by(producer_id, epoch).map_err(as_epoch_error)?;
         let added = self.state == TxnState::Ongoing && self.groups.contains(group);
-        if added { Ok(()) } else { Err(ResponseError::InvalidTxnState) }
+        if added {
+            Ok(())
+        } else {
+            Err(ResponseError::InvalidTxnState)
+        }
     }
 
     /// Opens a transaction unless one is open.
@@ -117,48 +139,95 @@ pub fn as_epoch_error(error: ResponseError) -> ResponseError {
 impl Core {
     /// Ends the open transaction of an id. `epoch`: what the markers carry, and the producer's
     /// epoch from then on (bumped when the producer is being fenced).
-    pub(super) fn finish_txn(&mut self, id: &str, commit: bool, epoch: i16, now: i64) -> Result<(), StorageError> {
-        let Some(mut txn) = self.txns.get(id).cloned() else { return Ok(()) };
-        txn.state = if commit { TxnState::PrepareCommit } else { TxnState::PrepareAbort };
+    pub(super) fn finish_txn(
+        &mut self,
+        id: &str,
+        commit: bool,
+        epoch: i16,
+        now: i64,
+    ) -> Result<(), StorageError> {
+        let Some(mut txn) = self.txns.get(id).cloned() else {
+            return Ok(());
+        };
+        txn.state = if commit {
+            TxnState::PrepareCommit
+        } else {
+            TxnState::PrepareAbort
+        };
         if txn.epoch != epoch {
             txn.epoch = epoch;
             txn.last_epoch = -1;
         }
         txn.updated = now;
-        self.record(Record::Txn { id: id.to_owned(), txn })?;
+        self.record(Record::Txn {
+            id: id.to_owned(),
+            txn,
+        })?;
         self.complete_txn(id, now)
     }
 
     /// Carries a decided end out; repeatable.
     pub(super) fn complete_txn(&mut self, id: &str, now: i64) -> Result<(), StorageError> {
-        let Some(mut txn) = self.txns.get(id).cloned() else { return Ok(()) };
+        let Some(mut txn) = self.txns.get(id).cloned() else {
+            return Ok(());
+        };
         let commit = match txn.state {
             TxnState::PrepareCommit => true,
             TxnState::PrepareAbort => false,
             _ => return Ok(()),
         };
-        let marker = if commit { Marker::Commit } else { Marker::Abort };
+        let marker = if commit {
+            Marker::Commit
+        } else {
+            Marker::Abort
+        };
         for (name, index) in &txn.partitions {
-            let Some(topic) = self.topics.get_mut(name) else { continue };
+            let Some(topic) = self.topics.get_mut(name) else {
+                continue;
+            };
             let rules = topic.rules();
-            let Some(partition) = topic.partition_mut(*index) else { continue };
-            partition.log.append_marker(self.storage.as_mut(), txn.producer_id, txn.epoch, marker, rules, now)?;
+            let Some(partition) = topic.partition_mut(*index) else {
+                continue;
+            };
+            partition.log.append_marker(
+                self.storage.as_mut(),
+                txn.producer_id,
+                txn.epoch,
+                marker,
+                rules,
+                now,
+            )?;
             self.woken.extend(partition.waiters.drain(..));
         }
         let groups: Vec<String> = std::mem::take(&mut txn.groups).into_iter().collect();
         txn.partitions.clear();
-        txn.state = if commit { TxnState::CompleteCommit } else { TxnState::CompleteAbort };
+        txn.state = if commit {
+            TxnState::CompleteCommit
+        } else {
+            TxnState::CompleteAbort
+        };
         txn.updated = now;
         let ended_producer_id = txn.producer_id;
-        self.record(Record::TxnEnded { id: id.to_owned(), txn, ended_producer_id, groups, commit })
+        self.record(Record::TxnEnded {
+            id: id.to_owned(),
+            txn,
+            ended_producer_id,
+            groups,
+            commit,
+        })
     }
 
     /// Aborts what has been open for longer than its timeout, and fences its producer.
     pub(super) fn abort_timed_out(&mut self, now: i64) {
-        let late = |t: &Txn| t.state == TxnState::Ongoing && now - t.started > i64::from(t.timeout_ms);
+        let late =
+            |t: &Txn| t.state == TxnState::Ongoing && now - t.started > i64::from(t.timeout_ms);
         let stuck = |t: &Txn| matches!(t.state, TxnState::PrepareCommit | TxnState::PrepareAbort);
-        let due: Vec<(String, Txn)> =
-            self.txns.iter().filter(|(_, t)| late(t) || stuck(t)).map(|(id, t)| (id.clone(), t.clone())).collect();
+        let due: Vec<(String, Txn)> = self
+            .txns
+            .iter()
+            .filter(|(_, t)| late(t) || stuck(t))
+            .map(|(id, t)| (id.clone(), t.clone()))
+            .collect();
         for (id, txn) in due {
             let result = if stuck(&txn) {
                 self.complete_txn(&id, now)

@@ -34,15 +34,24 @@ impl Level {
     }
 
     pub fn transitive(self) -> bool {
-        matches!(self, Level::BackwardTransitive | Level::ForwardTransitive | Level::FullTransitive)
+        matches!(
+            self,
+            Level::BackwardTransitive | Level::ForwardTransitive | Level::FullTransitive
+        )
     }
 
     fn new_reads_old(self) -> bool {
-        matches!(self, Level::Backward | Level::BackwardTransitive | Level::Full | Level::FullTransitive)
+        matches!(
+            self,
+            Level::Backward | Level::BackwardTransitive | Level::Full | Level::FullTransitive
+        )
     }
 
     fn old_reads_new(self) -> bool {
-        matches!(self, Level::Forward | Level::ForwardTransitive | Level::Full | Level::FullTransitive)
+        matches!(
+            self,
+            Level::Forward | Level::ForwardTransitive | Level::Full | Level::FullTransitive
+        )
     }
 }
 
@@ -66,7 +75,12 @@ fn sorted(value: &Value) -> Value {
         Value::Object(fields) => {
             let mut pairs: Vec<(&String, &Value)> = fields.iter().collect();
             pairs.sort_by_key(|(k, _)| k.as_str());
-            Value::Object(pairs.into_iter().map(|(k, v)| (k.clone(), sorted(v))).collect())
+            Value::Object(
+                pairs
+                    .into_iter()
+                    .map(|(k, v)| (k.clone(), sorted(v)))
+                    .collect(),
+            )
         }
         other => other.clone(),
     }
@@ -97,10 +111,18 @@ pub fn check(level: Level, new: &str, old: &str) -> Result<Vec<String>> {
     let (new, old) = (avro(new)?, avro(old)?);
     let mut problems = Vec::new();
     if level.new_reads_old() {
-        problems.extend(read_problem("the new schema cannot read data of the old one", &old, &new));
+        problems.extend(read_problem(
+            "the new schema cannot read data of the old one",
+            &old,
+            &new,
+        ));
     }
     if level.old_reads_new() {
-        problems.extend(read_problem("the old schema cannot read data of the new one", &new, &old));
+        problems.extend(read_problem(
+            "the old schema cannot read data of the new one",
+            &new,
+            &old,
+        ));
     }
     Ok(problems)
 }

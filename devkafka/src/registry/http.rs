@@ -25,7 +25,12 @@ struct Reply(Value);
 const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
 fn respond(status: StatusCode, body: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body.to_string()).into_response()
+    (
+        status,
+        [(header::CONTENT_TYPE, CONTENT_TYPE)],
+        body.to_string(),
+    )
+        .into_response()
 }
 
 impl IntoResponse for Reply {
@@ -37,7 +42,10 @@ impl IntoResponse for Reply {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        respond(status, &json!({ "error_code": self.code, "message": self.message }))
+        respond(
+            status,
+            &json!({ "error_code": self.code, "message": self.message }),
+        )
     }
 }
 
@@ -48,17 +56,35 @@ pub fn router(registry: Registry) -> Router {
         .route("/subjects", get(subjects))
         .route("/subjects/{subject}", post(lookup).delete(delete_subject))
         .route("/subjects/{subject}/versions", get(versions).post(register))
-        .route("/subjects/{subject}/versions/{version}", get(version).delete(delete_version))
-        .route("/subjects/{subject}/versions/{version}/schema", get(version_schema))
+        .route(
+            "/subjects/{subject}/versions/{version}",
+            get(version).delete(delete_version),
+        )
+        .route(
+            "/subjects/{subject}/versions/{version}/schema",
+            get(version_schema),
+        )
         .route("/schemas/types", get(|| async { Reply(json!(["AVRO"])) }))
         .route("/schemas/ids/{id}", get(schema))
         .route("/schemas/ids/{id}/schema", get(bare_schema))
         .route("/schemas/ids/{id}/versions", get(uses))
-        .route("/compatibility/subjects/{subject}/versions", post(compatible_all))
-        .route("/compatibility/subjects/{subject}/versions/{version}", post(compatible))
+        .route(
+            "/compatibility/subjects/{subject}/versions",
+            post(compatible_all),
+        )
+        .route(
+            "/compatibility/subjects/{subject}/versions/{version}",
+            post(compatible),
+        )
         .route("/config", get(global_level).put(set_global_level))
-        .route("/config/{subject}", get(level).put(set_level).delete(unset_level))
-        .route("/mode", get(|| async { Reply(json!({ "mode": "READWRITE" })) }))
+        .route(
+            "/config/{subject}",
+            get(level).put(set_level).delete(unset_level),
+        )
+        .route(
+            "/mode",
+            get(|| async { Reply(json!({ "mode": "READWRITE" })) }),
+        )
         .fallback(|| async { refused(404, 404, "HTTP 404 Not Found") })
         .method_not_allowed_fallback(|| async { refused(405, 405, "HTTP 405 Method Not Allowed") })
         .layer(DefaultBodyLimit::max(4 << 20))
@@ -74,7 +100,8 @@ struct SchemaBody {
 }
 
 fn schema_of(body: &Bytes) -> Result<String, Refused> {
-    let body: SchemaBody = serde_json::from_slice(body).map_err(|e| refused(422, 42201, format!("Invalid request: {e}")))?;
+    let body: SchemaBody = serde_json::from_slice(body)
+        .map_err(|e| refused(422, 42201, format!("Invalid request: {e}")))?;
     if body.schema_type.as_deref().is_some_and(|t| t != "AVRO") {
         return Err(Refused::invalid("only AVRO is supported"));
     }
@@ -89,7 +116,8 @@ fn level_of(body: &Bytes) -> Result<String, Refused> {
     struct LevelBody {
         compatibility: String,
     }
-    let body: LevelBody = serde_json::from_slice(body).map_err(|e| refused(422, 42203, format!("Invalid request: {e}")))?;
+    let body: LevelBody = serde_json::from_slice(body)
+        .map_err(|e| refused(422, 42203, format!("Invalid request: {e}")))?;
     Ok(body.compatibility)
 }
 
@@ -114,15 +142,26 @@ async fn subjects(State(r): State<Shared>, Query(flags): Query<Flags>) -> Answer
 }
 
 async fn versions(State(r): State<Shared>, Path(subject): Path<String>) -> Answer {
-    let numbers: Vec<i32> = r.lock().versions(&subject)?.iter().map(|v| v.version).collect();
+    let numbers: Vec<i32> = r
+        .lock()
+        .versions(&subject)?
+        .iter()
+        .map(|v| v.version)
+        .collect();
     Ok(Reply(json!(numbers)))
 }
 
-async fn version(State(r): State<Shared>, Path((subject, version)): Path<(String, String)>) -> Answer {
+async fn version(
+    State(r): State<Shared>,
+    Path((subject, version)): Path<(String, String)>,
+) -> Answer {
     Ok(Reply(described(r.lock().version(&subject, &version)?)))
 }
 
-async fn version_schema(State(r): State<Shared>, Path((subject, version)): Path<(String, String)>) -> Answer {
+async fn version_schema(
+    State(r): State<Shared>,
+    Path((subject, version)): Path<(String, String)>,
+) -> Answer {
     let (_, schema) = r.lock().version(&subject, &version)?;
     Ok(Reply(serde_json::from_str(&schema).unwrap_or(Value::Null)))
 }
@@ -133,7 +172,9 @@ async fn register(State(r): State<Shared>, Path(subject): Path<String>, body: By
 }
 
 async fn lookup(State(r): State<Shared>, Path(subject): Path<String>, body: Bytes) -> Answer {
-    Ok(Reply(described(r.lock().lookup(&subject, &schema_of(&body)?)?)))
+    Ok(Reply(described(
+        r.lock().lookup(&subject, &schema_of(&body)?)?,
+    )))
 }
 
 async fn schema(State(r): State<Shared>, Path(id): Path<String>) -> Answer {
@@ -141,7 +182,9 @@ async fn schema(State(r): State<Shared>, Path(id): Path<String>) -> Answer {
 }
 
 async fn bare_schema(State(r): State<Shared>, Path(id): Path<String>) -> Answer {
-    Ok(Reply(serde_json::from_str(&by_id(&r, &id)?).unwrap_or(Value::Null)))
+    Ok(Reply(
+        serde_json::from_str(&by_id(&r, &id)?).unwrap_or(Value::Null),
+    ))
 }
 
 fn by_id(r: &Shared, id: &str) -> Result<String, Refused> {
@@ -150,12 +193,23 @@ fn by_id(r: &Shared, id: &str) -> Result<String, Refused> {
 
 async fn uses(State(r): State<Shared>, Path(id): Path<String>) -> Answer {
     let uses = r.lock().uses(id.parse().map_err(|_| Refused::schema())?)?;
-    let uses: Vec<Value> = uses.iter().map(|v| json!({ "subject": v.subject, "version": v.version })).collect();
+    let uses: Vec<Value> = uses
+        .iter()
+        .map(|v| json!({ "subject": v.subject, "version": v.version }))
+        .collect();
     Ok(Reply(json!(uses)))
 }
 
-async fn compatible_all(State(r): State<Shared>, Path(subject): Path<String>, Query(flags): Query<Flags>, body: Bytes) -> Answer {
-    Ok(verdict(r.lock().compatible(&subject, None, &schema_of(&body)?)?, flags.verbose))
+async fn compatible_all(
+    State(r): State<Shared>,
+    Path(subject): Path<String>,
+    Query(flags): Query<Flags>,
+    body: Bytes,
+) -> Answer {
+    Ok(verdict(
+        r.lock().compatible(&subject, None, &schema_of(&body)?)?,
+        flags.verbose,
+    ))
 }
 
 async fn compatible(
@@ -164,7 +218,11 @@ async fn compatible(
     Query(flags): Query<Flags>,
     body: Bytes,
 ) -> Answer {
-    Ok(verdict(r.lock().compatible(&subject, Some(&version), &schema_of(&body)?)?, flags.verbose))
+    Ok(verdict(
+        r.lock()
+            .compatible(&subject, Some(&version), &schema_of(&body)?)?,
+        flags.verbose,
+    ))
 }
 
 fn verdict(problems: Vec<String>, verbose: bool) -> Reply {
@@ -176,12 +234,22 @@ fn verdict(problems: Vec<String>, verbose: bool) -> Reply {
 }
 
 async fn global_level(State(r): State<Shared>) -> Answer {
-    Ok(Reply(json!({ "compatibilityLevel": r.lock().level(None)? })))
+    Ok(Reply(
+        json!({ "compatibilityLevel": r.lock().level(None)? }),
+    ))
 }
 
-async fn level(State(r): State<Shared>, Path(subject): Path<String>, Query(flags): Query<Flags>) -> Answer {
+async fn level(
+    State(r): State<Shared>,
+    Path(subject): Path<String>,
+    Query(flags): Query<Flags>,
+) -> Answer {
     let registry = r.lock();
-    let level = if flags.default_to_global { registry.level_of(&subject) } else { registry.level(Some(&subject))? };
+    let level = if flags.default_to_global {
+        registry.level_of(&subject)
+    } else {
+        registry.level(Some(&subject))?
+    };
     Ok(Reply(json!({ "compatibilityLevel": level })))
 }
 
@@ -191,7 +259,9 @@ async fn set_global_level(State(r): State<Shared>, body: Bytes) -> Answer {
 }
 
 async fn set_level(State(r): State<Shared>, Path(subject): Path<String>, body: Bytes) -> Answer {
-    let level = r.lock().set_level(Some(&subject), Some(&level_of(&body)?))?;
+    let level = r
+        .lock()
+        .set_level(Some(&subject), Some(&level_of(&body)?))?;
     Ok(Reply(json!({ "compatibility": level })))
 }
 
@@ -202,10 +272,19 @@ async fn unset_level(State(r): State<Shared>, Path(subject): Path<String>) -> An
     Ok(Reply(json!({ "compatibility": was })))
 }
 
-async fn delete_version(State(r): State<Shared>, Path((subject, version)): Path<(String, String)>) -> Answer {
+async fn delete_version(
+    State(r): State<Shared>,
+    Path((subject, version)): Path<(String, String)>,
+) -> Answer {
     Ok(Reply(json!(r.lock().delete_version(&subject, &version)?)))
 }
 
-async fn delete_subject(State(r): State<Shared>, Path(subject): Path<String>, Query(flags): Query<Flags>) -> Answer {
-    Ok(Reply(json!(r.lock().delete_subject(&subject, flags.permanent)?)))
+async fn delete_subject(
+    State(r): State<Shared>,
+    Path(subject): Path<String>,
+    Query(flags): Query<Flags>,
+) -> Answer {
+    Ok(Reply(json!(
+        r.lock().delete_subject(&subject, flags.permanent)?
+    )))
 }

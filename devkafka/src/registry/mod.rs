@@ -31,7 +31,11 @@ pub struct Refused {
 }
 
 fn refused(status: u16, code: u32, message: impl Into<String>) -> Refused {
-    Refused { status, code, message: message.into() }
+    Refused {
+        status,
+        code,
+        message: message.into(),
+    }
 }
 
 impl Refused {
@@ -52,7 +56,13 @@ impl Refused {
     }
 
     fn level(level: &str) -> Refused {
-        refused(422, 42203, format!("Invalid compatibility level {level}. Valid values are none, backward, forward, full, backward_transitive, forward_transitive, and full_transitive"))
+        refused(
+            422,
+            42203,
+            format!(
+                "Invalid compatibility level {level}. Valid values are none, backward, forward, full, backward_transitive, forward_transitive, and full_transitive"
+            ),
+        )
     }
 }
 
@@ -77,11 +87,19 @@ pub struct Version {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Record {
-    Schema { id: i32, schema: String },
+    Schema {
+        id: i32,
+        schema: String,
+    },
     Version(Version),
-    SubjectForgotten { subject: String },
+    SubjectForgotten {
+        subject: String,
+    },
     /// A compatibility level; without subject the global one, without level the setting is removed.
-    Level { subject: Option<String>, level: Option<Level> },
+    Level {
+        subject: Option<String>,
+        level: Option<Level>,
+    },
 }
 
 /// The registry's state.
@@ -98,8 +116,16 @@ pub struct Registry {
 impl Registry {
     /// Opens a registry on storage of its own.
     pub fn open(mut storage: Box<dyn Storage>) -> std::result::Result<Registry, StorageError> {
-        let size = if storage.durable() { storage.len(JOURNAL)? } else { 0 };
-        let bytes = if size > 0 { storage.read(JOURNAL, 0, size as usize)? } else { bytes::Bytes::new() };
+        let size = if storage.durable() {
+            storage.len(JOURNAL)?
+        } else {
+            0
+        };
+        let bytes = if size > 0 {
+            storage.read(JOURNAL, 0, size as usize)?
+        } else {
+            bytes::Bytes::new()
+        };
         let mut registry = Registry {
             storage,
             schemas: BTreeMap::new(),
@@ -110,12 +136,15 @@ impl Registry {
         };
         let mut rest = &bytes[..];
         while let Some((payload, after)) = next_frame(rest) {
-            let record = serde_json::from_slice(payload).map_err(|e| StorageError::new("replay", JOURNAL, std::io::Error::other(e)))?;
+            let record = serde_json::from_slice(payload)
+                .map_err(|e| StorageError::new("replay", JOURNAL, std::io::Error::other(e)))?;
             registry.apply(record);
             rest = after;
         }
         if !rest.is_empty() {
-            registry.storage.truncate(JOURNAL, size - rest.len() as u64)?;
+            registry
+                .storage
+                .truncate(JOURNAL, size - rest.len() as u64)?;
         }
         Ok(registry)
     }
@@ -147,11 +176,20 @@ impl Registry {
                 self.subjects.remove(&subject);
                 self.levels.remove(&subject);
             }
-            Record::Level { subject: None, level } => self.global = level.unwrap_or(Level::Backward),
-            Record::Level { subject: Some(subject), level: Some(level) } => {
+            Record::Level {
+                subject: None,
+                level,
+            } => self.global = level.unwrap_or(Level::Backward),
+            Record::Level {
+                subject: Some(subject),
+                level: Some(level),
+            } => {
                 self.levels.insert(subject, level);
             }
-            Record::Level { subject: Some(subject), level: None } => {
+            Record::Level {
+                subject: Some(subject),
+                level: None,
+            } => {
                 self.levels.remove(&subject);
             }
         }
@@ -159,14 +197,25 @@ impl Registry {
 
     pub fn subjects(&self, deleted: bool) -> Vec<String> {
         let shown = |v: &&Version| deleted || !v.deleted;
-        self.subjects.iter().filter(|(_, list)| list.iter().any(|v| shown(&v))).map(|(s, _)| s.clone()).collect()
+        self.subjects
+            .iter()
+            .filter(|(_, list)| list.iter().any(|v| shown(&v)))
+            .map(|(s, _)| s.clone())
+            .collect()
     }
 
     /// The visible versions of a subject, oldest first.
     pub fn versions(&self, subject: &str) -> Result<Vec<Version>> {
-        let all = self.subjects.get(subject).ok_or_else(|| Refused::subject(subject))?;
+        let all = self
+            .subjects
+            .get(subject)
+            .ok_or_else(|| Refused::subject(subject))?;
         let live: Vec<Version> = all.iter().filter(|v| !v.deleted).cloned().collect();
-        if live.is_empty() { Err(Refused::subject(subject)) } else { Ok(live) }
+        if live.is_empty() {
+            Err(Refused::subject(subject))
+        } else {
+            Ok(live)
+        }
     }
 
     /// A version by number or `latest`, with its schema.
@@ -176,7 +225,11 @@ impl Registry {
             "latest" | "-1" => versions.last(),
             number => {
                 let wanted: i32 = number.parse().ok().filter(|n| *n > 0).ok_or_else(|| {
-                    refused(422, 42202, format!("The specified version '{number}' is not a valid version id."))
+                    refused(
+                        422,
+                        42202,
+                        format!("The specified version '{number}' is not a valid version id."),
+                    )
                 })?;
                 versions.iter().find(|v| v.version == wanted)
             }
@@ -192,7 +245,13 @@ impl Registry {
     /// The versions that use an id.
     pub fn uses(&self, id: i32) -> Result<Vec<Version>> {
         self.schema(id)?;
-        Ok(self.subjects.values().flatten().filter(|v| v.id == id && !v.deleted).cloned().collect())
+        Ok(self
+            .subjects
+            .values()
+            .flatten()
+            .filter(|v| v.id == id && !v.deleted)
+            .cloned()
+            .collect())
     }
 
     /// Registers a schema under a subject; returns its id.
@@ -207,19 +266,30 @@ impl Registry {
         }
         let problems = self.problems(subject, schema, &versions)?;
         if !problems.is_empty() {
-            let message = format!("Schema being registered is incompatible with an earlier schema for subject \"{subject}\": {}", problems.join("; "));
+            let message = format!(
+                "Schema being registered is incompatible with an earlier schema for subject \"{subject}\": {}",
+                problems.join("; ")
+            );
             return Err(refused(409, 409, message));
         }
         let id = match known {
             Some(id) => id,
             None => {
                 let id = self.schemas.keys().last().copied().unwrap_or(0) + 1;
-                self.record(Record::Schema { id, schema: schema.to_owned() })?;
+                self.record(Record::Schema {
+                    id,
+                    schema: schema.to_owned(),
+                })?;
                 id
             }
         };
         let version = versions.iter().map(|v| v.version).max().unwrap_or(0) + 1;
-        self.record(Record::Version(Version { subject: subject.to_owned(), version, id, deleted: false }))?;
+        self.record(Record::Version(Version {
+            subject: subject.to_owned(),
+            version,
+            id,
+            deleted: false,
+        }))?;
         Ok(id)
     }
 
@@ -227,7 +297,11 @@ impl Registry {
     fn problems(&self, subject: &str, schema: &str, versions: &[Version]) -> Result<Vec<String>> {
         let level = self.level_of(subject);
         let live: Vec<&Version> = versions.iter().filter(|v| !v.deleted).collect();
-        let against: &[&Version] = if level.transitive() { &live } else { &live[live.len().saturating_sub(1)..] };
+        let against: &[&Version] = if level.transitive() {
+            &live
+        } else {
+            &live[live.len().saturating_sub(1)..]
+        };
         let mut problems = Vec::new();
         for v in against {
             problems.extend(compat::check(level, schema, &self.schema(v.id)?)?);
@@ -240,13 +314,21 @@ impl Registry {
         let versions = self.versions(subject)?;
         let normal = compat::parse(schema)?;
         let id = self.ids.get(&normal).copied().ok_or_else(Refused::schema)?;
-        let found = versions.into_iter().find(|v| v.id == id).ok_or_else(Refused::schema)?;
+        let found = versions
+            .into_iter()
+            .find(|v| v.id == id)
+            .ok_or_else(Refused::schema)?;
         let text = self.schema(id)?;
         Ok((found, text))
     }
 
     /// What stands against a schema compared with one version (or, with None, with what the level asks for).
-    pub fn compatible(&self, subject: &str, version: Option<&str>, schema: &str) -> Result<Vec<String>> {
+    pub fn compatible(
+        &self,
+        subject: &str,
+        version: Option<&str>,
+        schema: &str,
+    ) -> Result<Vec<String>> {
         compat::parse(schema)?;
         match version {
             None => {
@@ -270,15 +352,28 @@ impl Registry {
         match subject {
             None => Ok(self.global),
             Some(s) => self.levels.get(s).copied().ok_or_else(|| {
-                refused(404, 40408, format!("Subject '{s}' does not have subject-level compatibility configured"))
+                refused(
+                    404,
+                    40408,
+                    format!("Subject '{s}' does not have subject-level compatibility configured"),
+                )
             }),
         }
     }
 
     /// Sets (or, with None, removes) a level.
-    pub fn set_level(&mut self, subject: Option<&str>, level: Option<&str>) -> Result<Option<Level>> {
-        let level = level.map(|l| Level::parse(l).ok_or_else(|| Refused::level(l))).transpose()?;
-        self.record(Record::Level { subject: subject.map(str::to_owned), level })?;
+    pub fn set_level(
+        &mut self,
+        subject: Option<&str>,
+        level: Option<&str>,
+    ) -> Result<Option<Level>> {
+        let level = level
+            .map(|l| Level::parse(l).ok_or_else(|| Refused::level(l)))
+            .transpose()?;
+        self.record(Record::Level {
+            subject: subject.map(str::to_owned),
+            level,
+        })?;
         Ok(level)
     }
 
@@ -286,20 +381,30 @@ impl Registry {
     pub fn delete_version(&mut self, subject: &str, version: &str) -> Result<i32> {
         let (found, _) = self.version(subject, version)?;
         let number = found.version;
-        self.record(Record::Version(Version { deleted: true, ..found }))?;
+        self.record(Record::Version(Version {
+            deleted: true,
+            ..found
+        }))?;
         Ok(number)
     }
 
     /// Deletes a subject: softly, or for good once it is softly deleted. Returns its versions.
     pub fn delete_subject(&mut self, subject: &str, permanent: bool) -> Result<Vec<i32>> {
         if permanent {
-            let all = self.subjects.get(subject).ok_or_else(|| Refused::subject(subject))?;
+            let all = self
+                .subjects
+                .get(subject)
+                .ok_or_else(|| Refused::subject(subject))?;
             if all.iter().any(|v| !v.deleted) {
-                let message = format!("Subject '{subject}' was not deleted first before being permanently deleted");
+                let message = format!(
+                    "Subject '{subject}' was not deleted first before being permanently deleted"
+                );
                 return Err(refused(404, 40405, message));
             }
             let numbers = all.iter().map(|v| v.version).collect();
-            self.record(Record::SubjectForgotten { subject: subject.to_owned() })?;
+            self.record(Record::SubjectForgotten {
+                subject: subject.to_owned(),
+            })?;
             return Ok(numbers);
         }
         let live = self.versions(subject)?;

@@ -24,13 +24,21 @@ fn one_schema_has_one_id() {
     assert_eq!(r.register("s", &schema(A)).unwrap(), one);
     assert_eq!(r.versions("s").unwrap().len(), 1);
     assert_eq!(r.lookup("t", &schema(A)).unwrap().0.version, 1);
-    assert_ne!(r.register("s", &schema(&format!("{A},{B_DEFAULT}"))).unwrap(), one);
+    assert_ne!(
+        r.register("s", &schema(&format!("{A},{B_DEFAULT}")))
+            .unwrap(),
+        one
+    );
     assert_eq!(r.version("s", "latest").unwrap().0.version, 2);
 }
 
 #[test]
 fn levels_decide_what_may_follow() {
-    let (old, with_default, without) = (schema(A), schema(&format!("{A},{B_DEFAULT}")), schema(&format!("{A},{B}")));
+    let (old, with_default, without) = (
+        schema(A),
+        schema(&format!("{A},{B_DEFAULT}")),
+        schema(&format!("{A},{B}")),
+    );
     for (level, add_default, add_required, drop_required) in [
         ("BACKWARD", true, false, true),
         ("FORWARD", true, true, false),
@@ -40,8 +48,18 @@ fn levels_decide_what_may_follow() {
         let mut r = open();
         r.set_level(None, Some(level)).unwrap();
         r.register("s", &old).unwrap();
-        assert_eq!(r.compatible("s", Some("latest"), &with_default).unwrap().is_empty(), add_default, "{level}");
-        assert_eq!(r.compatible("s", Some("1"), &without).unwrap().is_empty(), add_required, "{level}");
+        assert_eq!(
+            r.compatible("s", Some("latest"), &with_default)
+                .unwrap()
+                .is_empty(),
+            add_default,
+            "{level}"
+        );
+        assert_eq!(
+            r.compatible("s", Some("1"), &without).unwrap().is_empty(),
+            add_required,
+            "{level}"
+        );
         r.register("t", &without).unwrap();
         assert_eq!(r.register("t", &old).is_ok(), drop_required, "{level}");
     }
@@ -54,7 +72,10 @@ fn transitive_levels_look_at_every_version() {
     let mut r = open();
     r.register("s", &one).unwrap();
     r.register("s", &two).unwrap();
-    assert!(r.compatible("s", None, &three).unwrap().is_empty(), "latest only");
+    assert!(
+        r.compatible("s", None, &three).unwrap().is_empty(),
+        "latest only"
+    );
     r.set_level(Some("s"), Some("backward_transitive")).unwrap();
     assert_eq!(r.register("s", &three).unwrap_err().code, 409);
 }
@@ -69,9 +90,18 @@ fn refusals_carry_the_known_codes() {
     assert_eq!(r.schema(77).unwrap_err().code, 40403);
     assert_eq!(r.lookup("s", &schema(B)).unwrap_err().code, 40403);
     assert_eq!(r.register("s", "{").unwrap_err().code, 42201);
-    assert_eq!(r.register("s", r#"{"type":"nonsense"}"#).unwrap_err().code, 42201);
-    assert_eq!(r.register("s", &"[".repeat(10_000)).unwrap_err().code, 42201);
-    assert_eq!(r.set_level(None, Some("SOMETIMES")).unwrap_err().code, 42203);
+    assert_eq!(
+        r.register("s", r#"{"type":"nonsense"}"#).unwrap_err().code,
+        42201
+    );
+    assert_eq!(
+        r.register("s", &"[".repeat(10_000)).unwrap_err().code,
+        42201
+    );
+    assert_eq!(
+        r.set_level(None, Some("SOMETIMES")).unwrap_err().code,
+        42203
+    );
 }
 
 #[test]

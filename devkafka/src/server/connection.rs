@@ -38,6 +38,8 @@ enum Close {
     Io(#[from] std::io::Error),
     #[error("an injected fault")]
     Fault,
+    #[error("an injected fault: nothing more is answered")]
+    Withheld,
     #[error("the broker is stopping")]
     Stopping,
     #[error("the request made the broker panic")]
@@ -48,7 +50,9 @@ enum Close {
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, peer)) if !shared.faults.refusing() => {
                 let shared = shared.clone();
@@ -73,7 +77,12 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) {
     let mut cut = shared.faults.cut_signal();
     cut.mark_unchanged();
     let ended = tokio::select! {
-        ended = requests(&mut stream, peer, shared) => ended,
+        ended = async {
+            match requests(&mut stream, peer, shared).await {
+                Err(Close::Withheld) => silence(&mut stream).await,
+                ended => ended,
+            }
+        } => ended,
         _ = cut.changed() => Err(Close::Fault),
     };
     match ended {
@@ -84,7 +93,10 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) {
 
 async fn requests(stream: &mut TcpStream, peer: SocketAddr, shared: &Shared) -> Result<(), Close> {
     let mut buffer = BytesMut::new();
-    let mut client = Client { id: String::new(), host: format!("/{}", peer.ip()) };
+    let mut client = Client {
+        id: String::new(),
+        host: format!("/{}", peer.ip()),
+    };
     loop {
         let frame = read_frame(stream, &mut buffer).await?;
         let (header, request) = match wire::decode(frame)? {
@@ -92,7 +104,9 @@ async fn requests(stream: &mut TcpStream, peer: SocketAddr, shared: &Shared) -> 
             Decoded::UnknownApiVersions(header) => {
                 let code = ResponseError::UnsupportedVersion.code();
                 let response = Response::ApiVersions(api_versions(code));
-                stream.write_all(&wire::encode(header.correlation_id, 0, &response)?).await?;
+                stream
+                    .write_all(&wire::encode(header.correlation_id, 0, &response)?)
+                    .await?;
                 continue;
             }
         };
@@ -100,18 +114,38 @@ async fn requests(stream: &mut TcpStream, peer: SocketAddr, shared: &Shared) -> 
             client.id.clone_from(&header.client_id);
         }
         if let Some(response) = answer(&client, &header, request, shared).await? {
-            stream.write_all(&wire::encode(header.correlation_id, header.version, &response)?).await?;
+            stream
+                .write_all(&wire::encode(
+                    header.correlation_id,
+                    header.version,
+                    &response,
+                )?)
+                .await?;
         }
     }
 }
 
+/// Takes whatever still comes and answers nothing, until the client has had enough.
+async fn silence(stream: &mut TcpStream) -> Result<(), Close> {
+    let mut ignored = [0; 1024];
+    while stream.read(&mut ignored).await? > 0 {}
+    Err(Close::ByClient)
+}
+
 /// Carries a request out, with whatever fault hits it.
-async fn answer(client: &Client, header: &Header, request: Request, shared: &Shared) -> Result<Option<Response>, Close> {
+async fn answer(
+    client: &Client,
+    header: &Header,
+    request: Request,
+    shared: &Shared,
+) -> Result<Option<Response>, Close> {
     let fault = shared.faults.take(&request);
     match &fault {
         Some(Fault::CloseBefore) => return Err(Close::Fault),
         Some(Fault::Delay(time)) => tokio::time::sleep(*time).await,
-        Some(Fault::Error(code)) => return wire::refusal(&request, *code).map(Some).ok_or(Close::Fault),
+        Some(Fault::Error(code)) => {
+            return wire::refusal(&request, *code).map(Some).ok_or(Close::Fault);
+        }
         Some(Fault::DropReply | Fault::Withhold) | None => {}
     }
     let submit = std::panic::AssertUnwindSafe(|| shared.submit(client, header.version, request));
@@ -122,7 +156,7 @@ async fn answer(client: &Client, header: &Header, request: Request, shared: &Sha
     };
     match fault {
         Some(Fault::DropReply) => Err(Close::Fault),
-        Some(Fault::Withhold) => std::future::pending().await,
+        Some(Fault::Withhold) => Err(Close::Withheld),
         _ => Ok(match reply {
             Reply::Send(response) => Some(*response),
             Reply::Nothing => None,
@@ -136,7 +170,9 @@ async fn read_frame(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Byt
     loop {
         if let Some(head) = buffer.first_chunk::<4>() {
             let claimed = i32::from_be_bytes(*head);
-            let len = usize::try_from(claimed).ok().filter(|len| *len <= MAX_FRAME);
+            let len = usize::try_from(claimed)
+                .ok()
+                .filter(|len| *len <= MAX_FRAME);
             let len = len.ok_or(Close::FrameLength(claimed))?;
             if buffer.len() >= len + 4 {
                 buffer.advance(4);

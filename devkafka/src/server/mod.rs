@@ -82,13 +82,20 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("devkafka cannot listen on {addr}: {source}; choose another port or stop what uses it")]
-    Listen { addr: SocketAddr, source: std::io::Error },
+    Listen {
+        addr: SocketAddr,
+        source: std::io::Error,
+    },
     #[error("devkafka cannot start its thread: {0}")]
     Thread(#[source] std::io::Error),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("topic {topic} was not created: error {code} {message}")]
-    CreateTopic { topic: String, code: i16, message: String },
+    CreateTopic {
+        topic: String,
+        code: i16,
+        message: String,
+    },
     #[error("devkafka has stopped")]
     Stopped,
 }
@@ -117,12 +124,18 @@ struct Clock {
 
 impl Clock {
     fn new() -> Clock {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Clock { start: Instant::now(), epoch_ms: i64::try_from(since.as_millis()).unwrap_or(i64::MAX) }
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Clock {
+            start: Instant::now(),
+            epoch_ms: i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+        }
     }
 
     fn now(&self) -> i64 {
-        self.epoch_ms.saturating_add(i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX))
+        self.epoch_ms
+            .saturating_add(i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX))
     }
 }
 
@@ -139,7 +152,14 @@ impl Shared {
         let mut state = self.state.lock();
         state.core.handle(ticket, client, version, request, now);
         let mut own = None;
-        deliver(&mut state, |t, reply| if t == ticket { own = Some(reply); None } else { Some(reply) });
+        deliver(&mut state, |t, reply| {
+            if t == ticket {
+                own = Some(reply);
+                None
+            } else {
+                Some(reply)
+            }
+        });
         let submitted = match own {
             Some(reply) => Submitted::Ready(reply),
             None => {
@@ -170,7 +190,9 @@ impl Shared {
                 self.scheduled.store(deadline, Ordering::Relaxed);
                 deadline
             };
-            let wait = u64::try_from(deadline.saturating_sub(self.clock.now())).unwrap_or(0).clamp(1, 60_000);
+            let wait = u64::try_from(deadline.saturating_sub(self.clock.now()))
+                .unwrap_or(0)
+                .clamp(1, 60_000);
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(wait)) => {}
                 () = self.timer.notified() => {}
@@ -204,16 +226,23 @@ impl DevKafka {
     pub fn start(config: Config) -> Result<DevKafka, Error> {
         // Nothing here may block on a runtime: the caller may be on one.
         let bind = |addr: SocketAddr| {
-            let listening = std::net::TcpListener::bind(addr).and_then(|l| l.set_nonblocking(true).map(|()| l));
+            let listening =
+                std::net::TcpListener::bind(addr).and_then(|l| l.set_nonblocking(true).map(|()| l));
             listening.map_err(|source| Error::Listen { addr, source })
         };
         let listener = bind(config.listen)?;
-        let local = listener.local_addr().map_err(|source| Error::Listen { addr: config.listen, source })?;
+        let local = listener.local_addr().map_err(|source| Error::Listen {
+            addr: config.listen,
+            source,
+        })?;
         let registry_listener = config.registry.map(bind).transpose()?;
-        let host = config.advertised_host.clone().unwrap_or_else(|| match config.listen.ip() {
-            ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
-            ip => ip.to_string(),
-        });
+        let host = config
+            .advertised_host
+            .clone()
+            .unwrap_or_else(|| match config.listen.ip() {
+                ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+                ip => ip.to_string(),
+            });
         let clock = Clock::new();
         let core_config = CoreConfig {
             host: host.clone(),
@@ -232,7 +261,10 @@ impl DevKafka {
         let core = Core::open(core_config, storage, clock.now())?;
         let cluster_id = core.cluster_id().to_owned();
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { core, waiting: BTreeMap::new() }),
+            state: Mutex::new(State {
+                core,
+                waiting: BTreeMap::new(),
+            }),
             tickets: AtomicU64::new(1),
             scheduled: AtomicI64::new(i64::MAX),
             timer: Notify::new(),
@@ -242,7 +274,10 @@ impl DevKafka {
         let mut registry_url = None;
         let mut registry = None;
         if let Some(listener) = registry_listener {
-            let local = listener.local_addr().map_err(|source| Error::Listen { addr: config.listen, source })?;
+            let local = listener.local_addr().map_err(|source| Error::Listen {
+                addr: config.listen,
+                source,
+            })?;
             let storage: Box<dyn crate::storage::Storage> = match &config.storage {
                 Storage::Memory => Box::new(MemoryStorage::new()),
                 Storage::Folder(path) => Box::new(FileStorage::unlocked(&path.join("registry"))?),
@@ -250,7 +285,10 @@ impl DevKafka {
             registry_url = Some(format!("http://{host}:{}", local.port()));
             registry = Some((listener, crate::registry::router(Registry::open(storage)?)));
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Thread)?;
         let (stop, stopped) = oneshot::channel();
         let serving = shared.clone();
         let run = move || {
@@ -270,7 +308,10 @@ impl DevKafka {
             });
             runtime.shutdown_timeout(Duration::from_secs(1));
         };
-        let thread = std::thread::Builder::new().name("devkafka".to_owned()).spawn(run).map_err(Error::Thread)?;
+        let thread = std::thread::Builder::new()
+            .name("devkafka".to_owned())
+            .spawn(run)
+            .map_err(Error::Thread)?;
         Ok(DevKafka {
             bootstrap: format!("{host}:{}", local.port()),
             registry_url,
@@ -307,26 +348,42 @@ impl DevKafka {
     }
 
     /// Creates a topic unless there is one of that name (whatever its partitions and settings).
-    pub fn create_topic(&self, name: &str, partitions: i32, configs: &[(&str, &str)]) -> Result<(), Error> {
+    pub fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        configs: &[(&str, &str)],
+    ) -> Result<(), Error> {
         const ALREADY_EXISTS: i16 = 36;
         let text = |s: &str| StrBytes::from_string(s.to_owned());
-        let configs = configs.iter().map(|(k, v)| CreatableTopicConfig::default().with_name(text(k)).with_value(Some(text(v))));
+        let configs = configs.iter().map(|(k, v)| {
+            CreatableTopicConfig::default()
+                .with_name(text(k))
+                .with_value(Some(text(v)))
+        });
         let topic = CreatableTopic::default()
             .with_name(TopicName(text(name)))
             .with_num_partitions(partitions)
             .with_replication_factor(1)
             .with_configs(configs.collect());
-        let request = Request::CreateTopics(CreateTopicsRequest::default().with_topics(vec![topic]));
-        let Submitted::Ready(Reply::Send(response)) = self.shared.submit(&Client::default(), 7, request) else {
+        let request =
+            Request::CreateTopics(CreateTopicsRequest::default().with_topics(vec![topic]));
+        let Submitted::Ready(Reply::Send(response)) =
+            self.shared.submit(&Client::default(), 7, request)
+        else {
             return Err(Error::Stopped);
         };
-        let Response::CreateTopics(response) = *response else { return Err(Error::Stopped) };
+        let Response::CreateTopics(response) = *response else {
+            return Err(Error::Stopped);
+        };
         match response.topics.first() {
-            Some(t) if t.error_code != 0 && t.error_code != ALREADY_EXISTS => Err(Error::CreateTopic {
-                topic: name.to_owned(),
-                code: t.error_code,
-                message: t.error_message.as_deref().unwrap_or_default().to_owned(),
-            }),
+            Some(t) if t.error_code != 0 && t.error_code != ALREADY_EXISTS => {
+                Err(Error::CreateTopic {
+                    topic: name.to_owned(),
+                    code: t.error_code,
+                    message: t.error_message.as_deref().unwrap_or_default().to_owned(),
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -340,8 +397,13 @@ impl DevKafka {
 type Std = std::net::TcpListener;
 
 /// Hands the bound sockets to the runtime that this is called on.
-fn listen(broker: Std, registry: Option<(Std, Router)>) -> std::io::Result<(TcpListener, Option<(TcpListener, Router)>)> {
-    let registry = registry.map(|(l, router)| TcpListener::from_std(l).map(|l| (l, router))).transpose()?;
+fn listen(
+    broker: Std,
+    registry: Option<(Std, Router)>,
+) -> std::io::Result<(TcpListener, Option<(TcpListener, Router)>)> {
+    let registry = registry
+        .map(|(l, router)| TcpListener::from_std(l).map(|l| (l, router)))
+        .transpose()?;
     Ok((TcpListener::from_std(broker)?, registry))
 }
 
@@ -358,6 +420,8 @@ impl Drop for DevKafka {
 
 impl std::fmt::Debug for DevKafka {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DevKafka").field("bootstrap", &self.bootstrap).finish_non_exhaustive()
+        f.debug_struct("DevKafka")
+            .field("bootstrap", &self.bootstrap)
+            .finish_non_exhaustive()
     }
 }

@@ -46,16 +46,30 @@ impl FileStorage {
             .open(root.join("LOCK"))
             .map_err(|e| StorageError::new("open the lock of", &name, e))?;
         lock.try_lock().map_err(|_| {
-            let taken = std::io::Error::new(std::io::ErrorKind::WouldBlock, "another broker uses this data folder");
+            let taken = std::io::Error::new(
+                std::io::ErrorKind::WouldBlock,
+                "another broker uses this data folder",
+            );
             StorageError::new("lock", &name, taken)
         })?;
-        Ok(FileStorage { sync, _lock: Some(lock), ..unlocked })
+        Ok(FileStorage {
+            sync,
+            _lock: Some(lock),
+            ..unlocked
+        })
     }
 
     /// Opens a folder without locking it: a part of one that is locked as a whole.
     pub fn unlocked(root: &Path) -> Result<FileStorage> {
-        fs::create_dir_all(root).map_err(|e| StorageError::new("create", &root.display().to_string(), e))?;
-        Ok(FileStorage { root: root.to_owned(), open: BTreeMap::new(), clock: 0, sync: false, _lock: None })
+        fs::create_dir_all(root)
+            .map_err(|e| StorageError::new("create", &root.display().to_string(), e))?;
+        Ok(FileStorage {
+            root: root.to_owned(),
+            open: BTreeMap::new(),
+            clock: 0,
+            sync: false,
+            _lock: None,
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -76,15 +90,32 @@ impl FileStorage {
                 .create(create)
                 .open(&path)
                 .map_err(|e| StorageError::new(action, name, e))?;
-            let len = file.metadata().map_err(|e| StorageError::new(action, name, e))?.len();
+            let len = file
+                .metadata()
+                .map_err(|e| StorageError::new(action, name, e))?
+                .len();
             if self.open.len() >= MAX_OPEN
-                && let Some(oldest) = self.open.iter().min_by_key(|(_, o)| o.used).map(|(k, _)| k.clone())
+                && let Some(oldest) = self
+                    .open
+                    .iter()
+                    .min_by_key(|(_, o)| o.used)
+                    .map(|(k, _)| k.clone())
             {
                 self.open.remove(&oldest);
             }
-            self.open.insert(name.to_owned(), Open { file, len, used: clock });
+            self.open.insert(
+                name.to_owned(),
+                Open {
+                    file,
+                    len,
+                    used: clock,
+                },
+            );
         }
-        let open = self.open.get_mut(name).ok_or_else(|| StorageError::missing(action, name))?;
+        let open = self
+            .open
+            .get_mut(name)
+            .ok_or_else(|| StorageError::missing(action, name))?;
         open.used = clock;
         Ok(open)
     }
@@ -123,7 +154,9 @@ impl Storage for FileStorage {
         let open = self.handle("append to", name, true)?;
         let total: usize = parts.iter().map(|p| p.len()).sum();
         let before = open.len;
-        if let Err(e) = write_all(&mut open.file, parts).and_then(|()| if sync { open.file.sync_data() } else { Ok(()) }) {
+        if let Err(e) = write_all(&mut open.file, parts)
+            .and_then(|()| if sync { open.file.sync_data() } else { Ok(()) })
+        {
             // Leave no half batch behind, so that the next append starts where it should.
             let _ = open.file.set_len(before);
             return Err(StorageError::new("append to", name, e));
@@ -138,7 +171,9 @@ impl Storage for FileStorage {
             return Err(StorageError::missing("read", name));
         }
         let mut bytes = BytesMut::zeroed(len);
-        open.file.read_exact_at(&mut bytes, pos).map_err(|e| StorageError::new("read", name, e))?;
+        open.file
+            .read_exact_at(&mut bytes, pos)
+            .map_err(|e| StorageError::new("read", name, e))?;
         Ok(bytes.freeze())
     }
 
@@ -147,7 +182,9 @@ impl Storage for FileStorage {
             return Ok(());
         }
         let open = self.handle("truncate", name, false)?;
-        open.file.set_len(len).map_err(|e| StorageError::new("truncate", name, e))?;
+        open.file
+            .set_len(len)
+            .map_err(|e| StorageError::new("truncate", name, e))?;
         open.len = len;
         Ok(())
     }

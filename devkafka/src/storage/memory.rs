@@ -23,7 +23,10 @@ impl MemoryStorage {
     /// Memory that a journal is written to as well, so that a simulator or a test can drop a
     /// `Core` and open another one on a clone of it.
     pub fn journaled() -> MemoryStorage {
-        MemoryStorage { durable: true, ..MemoryStorage::default() }
+        MemoryStorage {
+            durable: true,
+            ..MemoryStorage::default()
+        }
     }
 }
 
@@ -34,7 +37,11 @@ impl Storage for MemoryStorage {
 
     fn list(&self, prefix: &str) -> Result<Vec<String>> {
         let from = self.files.range(prefix.to_owned()..);
-        Ok(from.map(|(k, _)| k).take_while(|k| k.starts_with(prefix)).cloned().collect())
+        Ok(from
+            .map(|(k, _)| k)
+            .take_while(|k| k.starts_with(prefix))
+            .cloned()
+            .collect())
     }
 
     fn len(&mut self, name: &str) -> Result<u64> {

@@ -26,12 +26,20 @@ pub struct StorageError {
 
 impl StorageError {
     pub fn new(action: &'static str, name: &str, source: std::io::Error) -> StorageError {
-        StorageError { action, name: name.to_owned(), source }
+        StorageError {
+            action,
+            name: name.to_owned(),
+            source,
+        }
     }
 
     /// An operation on a file that does not exist or is too short.
     pub fn missing(action: &'static str, name: &str) -> StorageError {
-        StorageError::new(action, name, std::io::Error::from(std::io::ErrorKind::UnexpectedEof))
+        StorageError::new(
+            action,
+            name,
+            std::io::Error::from(std::io::ErrorKind::UnexpectedEof),
+        )
     }
 }
 

@@ -171,10 +171,16 @@ pub fn decode(frame: Bytes) -> Result<Decoded, WireError> {
         if header.api_key == API_VERSIONS_KEY {
             return Ok(Decoded::UnknownApiVersions(header));
         }
-        return Err(WireError::UnsupportedVersion { api: api.name, version: header.version });
+        return Err(WireError::UnsupportedVersion {
+            api: api.name,
+            version: header.version,
+        });
     }
     let flexible = Request::header_version(header.api_key, header.version) >= 2;
-    let malformed = |reason: String| WireError::Malformed { api: api.name, reason };
+    let malformed = |reason: String| WireError::Malformed {
+        api: api.name,
+        reason,
+    };
     shapes()
         .get(index)
         .ok_or(WireError::UnknownApi(header.api_key))?
@@ -224,18 +230,33 @@ fn decode_header(mut frame: Bytes) -> Result<(Header, Bytes), WireError> {
         let skip = shape::tagged_fields_len(&frame).ok_or(WireError::TruncatedHeader)?;
         frame.advance(skip);
     }
-    Ok((Header { api_key, version, correlation_id, client_id }, frame))
+    Ok((
+        Header {
+            api_key,
+            version,
+            correlation_id,
+            client_id,
+        },
+        frame,
+    ))
 }
 
 /// Encodes a response as a whole frame, length prefix included.
-pub fn encode(correlation_id: i32, version: i16, response: &Response) -> Result<BytesMut, WireError> {
+pub fn encode(
+    correlation_id: i32,
+    version: i16,
+    response: &Response,
+) -> Result<BytesMut, WireError> {
     let mut out = BytesMut::with_capacity(64);
     out.put_i32(0);
     out.put_i32(correlation_id);
     if response.header_version(version) >= 1 {
         out.put_u8(0);
     }
-    let fail = |reason: String| WireError::Encode { api: response.name(), reason };
+    let fail = |reason: String| WireError::Encode {
+        api: response.name(),
+        reason,
+    };
     response.encode_body(version, &mut out).map_err(fail)?;
     let len = i32::try_from(out.len() - 4).map_err(|_| fail("longer than 2 GiB".to_owned()))?;
     out[..4].copy_from_slice(&len.to_be_bytes());

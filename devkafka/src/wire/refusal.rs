@@ -3,7 +3,9 @@
 use kafka_protocol::messages::add_partitions_to_txn_response::{
     AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult,
 };
-use kafka_protocol::messages::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
+use kafka_protocol::messages::offset_commit_response::{
+    OffsetCommitResponsePartition, OffsetCommitResponseTopic,
+};
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::txn_offset_commit_response::{
     TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
@@ -17,54 +19,84 @@ pub fn refusal(request: &Request, code: i16) -> Option<Response> {
     Some(match request {
         Request::Produce(r) => {
             let one = |p: &produce_request::PartitionProduceData| {
-                PartitionProduceResponse::default().with_index(p.index).with_error_code(code).with_base_offset(-1)
+                PartitionProduceResponse::default()
+                    .with_index(p.index)
+                    .with_error_code(code)
+                    .with_base_offset(-1)
             };
             let responses = r.topic_data.iter().map(|t| {
                 let parts = t.partition_data.iter().map(one).collect();
-                TopicProduceResponse::default().with_name(t.name.clone()).with_partition_responses(parts)
+                TopicProduceResponse::default()
+                    .with_name(t.name.clone())
+                    .with_partition_responses(parts)
             });
             Response::Produce(ProduceResponse::default().with_responses(responses.collect()))
         }
         Request::AddPartitionsToTxn(r) => {
             let one = |p: &i32| {
-                AddPartitionsToTxnPartitionResult::default().with_partition_index(*p).with_partition_error_code(code)
+                AddPartitionsToTxnPartitionResult::default()
+                    .with_partition_index(*p)
+                    .with_partition_error_code(code)
             };
             let results = r.v3_and_below_topics.iter().map(|t| {
                 let parts = t.partitions.iter().map(one).collect();
-                AddPartitionsToTxnTopicResult::default().with_name(t.name.clone()).with_results_by_partition(parts)
+                AddPartitionsToTxnTopicResult::default()
+                    .with_name(t.name.clone())
+                    .with_results_by_partition(parts)
             });
-            let response = AddPartitionsToTxnResponse::default().with_results_by_topic_v3_and_below(results.collect());
+            let response = AddPartitionsToTxnResponse::default()
+                .with_results_by_topic_v3_and_below(results.collect());
             Response::AddPartitionsToTxn(response)
         }
         Request::TxnOffsetCommit(r) => {
             let topics = r.topics.iter().map(|t| {
                 let parts = t.partitions.iter().map(|p| {
-                    TxnOffsetCommitResponsePartition::default().with_partition_index(p.partition_index).with_error_code(code)
+                    TxnOffsetCommitResponsePartition::default()
+                        .with_partition_index(p.partition_index)
+                        .with_error_code(code)
                 });
-                TxnOffsetCommitResponseTopic::default().with_name(t.name.clone()).with_partitions(parts.collect())
+                TxnOffsetCommitResponseTopic::default()
+                    .with_name(t.name.clone())
+                    .with_partitions(parts.collect())
             });
-            Response::TxnOffsetCommit(TxnOffsetCommitResponse::default().with_topics(topics.collect()))
+            Response::TxnOffsetCommit(
+                TxnOffsetCommitResponse::default().with_topics(topics.collect()),
+            )
         }
         Request::OffsetCommit(r) => {
             let topics = r.topics.iter().map(|t| {
                 let parts = t.partitions.iter().map(|p| {
-                    OffsetCommitResponsePartition::default().with_partition_index(p.partition_index).with_error_code(code)
+                    OffsetCommitResponsePartition::default()
+                        .with_partition_index(p.partition_index)
+                        .with_error_code(code)
                 });
-                OffsetCommitResponseTopic::default().with_name(t.name.clone()).with_partitions(parts.collect())
+                OffsetCommitResponseTopic::default()
+                    .with_name(t.name.clone())
+                    .with_partitions(parts.collect())
             });
             Response::OffsetCommit(OffsetCommitResponse::default().with_topics(topics.collect()))
         }
         Request::InitProducerId(_) => {
-            let none = InitProducerIdResponse::default().with_producer_id(ProducerId(-1)).with_producer_epoch(-1);
+            let none = InitProducerIdResponse::default()
+                .with_producer_id(ProducerId(-1))
+                .with_producer_epoch(-1);
             Response::InitProducerId(none.with_error_code(code))
         }
-        Request::AddOffsetsToTxn(_) => Response::AddOffsetsToTxn(AddOffsetsToTxnResponse::default().with_error_code(code)),
-        Request::EndTxn(_) => Response::EndTxn(EndTxnResponse::default().with_error_code(code)),
-        Request::JoinGroup(_) => {
-            Response::JoinGroup(JoinGroupResponse::default().with_error_code(code).with_generation_id(-1))
+        Request::AddOffsetsToTxn(_) => {
+            Response::AddOffsetsToTxn(AddOffsetsToTxnResponse::default().with_error_code(code))
         }
-        Request::SyncGroup(_) => Response::SyncGroup(SyncGroupResponse::default().with_error_code(code)),
-        Request::Heartbeat(_) => Response::Heartbeat(HeartbeatResponse::default().with_error_code(code)),
+        Request::EndTxn(_) => Response::EndTxn(EndTxnResponse::default().with_error_code(code)),
+        Request::JoinGroup(_) => Response::JoinGroup(
+            JoinGroupResponse::default()
+                .with_error_code(code)
+                .with_generation_id(-1),
+        ),
+        Request::SyncGroup(_) => {
+            Response::SyncGroup(SyncGroupResponse::default().with_error_code(code))
+        }
+        Request::Heartbeat(_) => {
+            Response::Heartbeat(HeartbeatResponse::default().with_error_code(code))
+        }
         _ => return None,
     })
 }

@@ -41,14 +41,29 @@ impl Shape {
 
     /// Checks a body. The error names the first thing that does not fit.
     pub fn check(&self, body: &[u8], version: i16, flexible: bool) -> Result<(), &'static str> {
-        let mut walk = Walk { rest: body, version, flexible, elements: 0 };
+        let mut walk = Walk {
+            rest: body,
+            version,
+            flexible,
+            elements: 0,
+        };
         walk.structure(&self.0)
     }
 
     /// The bytes that the layout accounts for; only tests need it.
     #[cfg(test)]
-    pub fn consumed(&self, body: &[u8], version: i16, flexible: bool) -> Result<usize, &'static str> {
-        let mut walk = Walk { rest: body, version, flexible, elements: 0 };
+    pub fn consumed(
+        &self,
+        body: &[u8],
+        version: i16,
+        flexible: bool,
+    ) -> Result<usize, &'static str> {
+        let mut walk = Walk {
+            rest: body,
+            version,
+            flexible,
+            elements: 0,
+        };
         walk.structure(&self.0)?;
         Ok(body.len() - walk.rest.len())
     }
@@ -120,11 +135,19 @@ impl Walk<'_> {
             match &field.kind {
                 Kind::Fixed(n) => self.skip(*n)?,
                 Kind::Str => {
-                    let len = if self.flexible { i64::from(self.varint()?) - 1 } else { i64::from(self.i16()?) };
+                    let len = if self.flexible {
+                        i64::from(self.varint()?) - 1
+                    } else {
+                        i64::from(self.i16()?)
+                    };
                     self.skip_len(len)?;
                 }
                 Kind::Bytes => {
-                    let len = if self.flexible { i64::from(self.varint()?) - 1 } else { i64::from(self.i32()?) };
+                    let len = if self.flexible {
+                        i64::from(self.varint()?) - 1
+                    } else {
+                        i64::from(self.i32()?)
+                    };
                     self.skip_len(len)?;
                 }
                 Kind::Structs(inner) => {
@@ -143,7 +166,11 @@ impl Walk<'_> {
     }
 
     fn array(&mut self) -> Result<usize, &'static str> {
-        let n = if self.flexible { i64::from(self.varint()?) - 1 } else { i64::from(self.i32()?) };
+        let n = if self.flexible {
+            i64::from(self.varint()?) - 1
+        } else {
+            i64::from(self.i32()?)
+        };
         match n {
             -1 => Ok(0),
             n if n < 0 => Err("negative array length"),
@@ -180,13 +207,19 @@ impl Walk<'_> {
     }
 
     fn i16(&mut self) -> Result<i16, &'static str> {
-        let (head, rest) = self.rest.split_first_chunk::<2>().ok_or("frame too short")?;
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<2>()
+            .ok_or("frame too short")?;
         self.rest = rest;
         Ok(i16::from_be_bytes(*head))
     }
 
     fn i32(&mut self) -> Result<i32, &'static str> {
-        let (head, rest) = self.rest.split_first_chunk::<4>().ok_or("frame too short")?;
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<4>()
+            .ok_or("frame too short")?;
         self.rest = rest;
         Ok(i32::from_be_bytes(*head))
     }
@@ -207,7 +240,12 @@ impl Walk<'_> {
 
 /// The length of the tagged-field section that `bytes` starts with; None if it does not fit.
 pub fn tagged_fields_len(bytes: &[u8]) -> Option<usize> {
-    let mut walk = Walk { rest: bytes, version: 0, flexible: true, elements: 0 };
+    let mut walk = Walk {
+        rest: bytes,
+        version: 0,
+        flexible: true,
+        elements: 0,
+    };
     walk.structure(&[]).ok()?;
     Some(bytes.len() - walk.rest.len())
 }

@@ -17,12 +17,22 @@ pub const WAIT: Duration = Duration::from_secs(30);
 pub fn unique(name: &str) -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
-    format!("{name}-{}-{nanos:x}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos();
+    format!(
+        "{name}-{}-{nanos:x}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 pub fn admin(bootstrap: &str) -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap()
+    ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .create()
+        .unwrap()
 }
 
 /// Creates a topic of a unique name and waits until its partitions can be used.
@@ -30,20 +40,32 @@ pub async fn topic(bootstrap: &str, name: &str, partitions: i32) -> String {
     topic_with(bootstrap, name, partitions, &[]).await
 }
 
-pub async fn topic_with(bootstrap: &str, name: &str, partitions: i32, configs: &[(&str, &str)]) -> String {
+pub async fn topic_with(
+    bootstrap: &str,
+    name: &str,
+    partitions: i32,
+    configs: &[(&str, &str)],
+) -> String {
     let name = unique(name);
     let admin = admin(bootstrap);
     let mut topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
     for (k, v) in configs {
         topic = topic.set(k, v);
     }
-    for result in admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap() {
+    for result in admin
+        .create_topics(&[topic], &AdminOptions::new())
+        .await
+        .unwrap()
+    {
         result.unwrap();
     }
     let begin = Instant::now();
     loop {
         let metadata = admin.inner().fetch_metadata(Some(&name), WAIT).unwrap();
-        if metadata.topics().iter().any(|t| t.partitions().len() as i32 == partitions && t.partitions().iter().all(|p| p.leader() >= 0)) {
+        if metadata.topics().iter().any(|t| {
+            t.partitions().len() as i32 == partitions
+                && t.partitions().iter().all(|p| p.leader() >= 0)
+        }) {
             return name;
         }
         assert!(begin.elapsed() < WAIT, "topic {name} did not come up");
@@ -52,7 +74,11 @@ pub async fn topic_with(bootstrap: &str, name: &str, partitions: i32, configs: &
 }
 
 pub fn plain_producer(bootstrap: &str) -> FutureProducer {
-    ClientConfig::new().set("bootstrap.servers", bootstrap).set("linger.ms", "0").create().unwrap()
+    ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("linger.ms", "0")
+        .create()
+        .unwrap()
 }
 
 /// A transactional producer that has not called `init_transactions` yet.
@@ -75,13 +101,29 @@ pub fn ready_producer(bootstrap: &str, id: &str, timeout_ms: u32) -> FutureProdu
     producer
 }
 
-pub async fn send(producer: &FutureProducer, topic: &str, partition: i32, key: &str, value: &str) -> i64 {
-    let record = FutureRecord::to(topic).partition(partition).key(key).payload(value);
-    producer.send(record, WAIT).await.map_err(|(e, _)| e).unwrap().offset
+pub async fn send(
+    producer: &FutureProducer,
+    topic: &str,
+    partition: i32,
+    key: &str,
+    value: &str,
+) -> i64 {
+    let record = FutureRecord::to(topic)
+        .partition(partition)
+        .key(key)
+        .payload(value);
+    producer
+        .send(record, WAIT)
+        .await
+        .map_err(|(e, _)| e)
+        .unwrap()
+        .offset
 }
 
 pub fn consumer(bootstrap: &str, group: &str, isolation: &str) -> BaseConsumer {
-    consumer_config(bootstrap, group, isolation).create().unwrap()
+    consumer_config(bootstrap, group, isolation)
+        .create()
+        .unwrap()
 }
 
 pub fn consumer_config(bootstrap: &str, group: &str, isolation: &str) -> ClientConfig {
@@ -112,13 +154,24 @@ pub fn value(m: &BorrowedMessage<'_>) -> String {
 }
 
 /// Reads a partition from its start until `count` records are there or `quiet` has passed without one.
-pub fn read(bootstrap: &str, topic: &str, partition: i32, isolation: &str, count: usize, quiet: Duration) -> Vec<(i64, String)> {
+pub fn read(
+    bootstrap: &str,
+    topic: &str,
+    partition: i32,
+    isolation: &str,
+    count: usize,
+    quiet: Duration,
+) -> Vec<(i64, String)> {
     let consumer = consumer(bootstrap, &unique("reader"), isolation);
     assign_from(&consumer, topic, partition, Offset::Beginning);
     poll_values(&consumer, count, quiet)
 }
 
-pub fn poll_values<C: ConsumerContext>(consumer: &BaseConsumer<C>, count: usize, quiet: Duration) -> Vec<(i64, String)> {
+pub fn poll_values<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    count: usize,
+    quiet: Duration,
+) -> Vec<(i64, String)> {
     let mut found = Vec::new();
     let mut last = Instant::now();
     while found.len() < count && last.elapsed() < quiet {
@@ -150,7 +203,11 @@ pub fn committed(consumer: &BaseConsumer, topic: &str, partition: i32) -> Option
 pub fn poll_until_assigned<C: ConsumerContext>(consumer: &BaseConsumer<C>, count: usize) {
     let begin = Instant::now();
     while consumer.assignment().unwrap().count() != count {
-        assert!(begin.elapsed() < WAIT, "assigned {} of {count}", consumer.assignment().unwrap().count());
+        assert!(
+            begin.elapsed() < WAIT,
+            "assigned {} of {count}",
+            consumer.assignment().unwrap().count()
+        );
         if let Some(message) = consumer.poll(Duration::from_millis(20)) {
             message.unwrap();
         }
@@ -160,7 +217,8 @@ pub fn poll_until_assigned<C: ConsumerContext>(consumer: &BaseConsumer<C>, count
 pub fn offsets(topic: &str, list: &[(i32, i64)]) -> TopicPartitionList {
     let mut out = TopicPartitionList::new();
     for (partition, offset) in list {
-        out.add_partition_offset(topic, *partition, Offset::Offset(*offset)).unwrap();
+        out.add_partition_offset(topic, *partition, Offset::Offset(*offset))
+            .unwrap();
     }
     out
 }

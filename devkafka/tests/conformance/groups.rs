@@ -17,7 +17,13 @@ fn member(bootstrap: &str, group: &str, assignor: &str, instance: Option<&str>) 
 }
 
 fn owned(consumer: &BaseConsumer) -> Vec<i32> {
-    let mut list: Vec<i32> = consumer.assignment().unwrap().elements().iter().map(|e| e.partition()).collect();
+    let mut list: Vec<i32> = consumer
+        .assignment()
+        .unwrap()
+        .elements()
+        .iter()
+        .map(|e| e.partition())
+        .collect();
     list.sort_unstable();
     list
 }
@@ -37,7 +43,11 @@ fn settle(members: &[&BaseConsumer], each: usize) {
         if all == whole && members.iter().all(|m| owned(m).len() == each) {
             return;
         }
-        assert!(begin.elapsed() < WAIT, "no balance: {:?}", members.iter().map(|m| owned(m)).collect::<Vec<_>>());
+        assert!(
+            begin.elapsed() < WAIT,
+            "no balance: {:?}",
+            members.iter().map(|m| owned(m)).collect::<Vec<_>>()
+        );
     }
 }
 
@@ -102,10 +112,17 @@ pub async fn static_member_fenced(bootstrap: &str) {
         if let Some(Err(_)) = old.poll(Duration::from_millis(50)) {
             break;
         }
-        assert!(begin.elapsed() < WAIT, "the earlier instance was not fenced");
+        assert!(
+            begin.elapsed() < WAIT,
+            "the earlier instance was not fenced"
+        );
     }
     let (code, reason) = old.client().fatal_error().expect("a fatal error");
-    assert_eq!(code, rdkafka::error::RDKafkaErrorCode::FencedInstanceId, "{reason}");
+    assert_eq!(
+        code,
+        rdkafka::error::RDKafkaErrorCode::FencedInstanceId,
+        "{reason}"
+    );
 }
 
 /// A member that vanishes without a word loses its partitions when its session ends.
@@ -132,17 +149,27 @@ pub async fn commit_and_describe(bootstrap: &str) {
     let a = member(bootstrap, &group, "range", None);
     a.subscribe(&[&topic]).unwrap();
     assert_eq!(poll_values(&a, 10, WAIT).len(), 10);
-    a.commit(&offsets(&topic, &[(0, 6)]), CommitMode::Sync).unwrap();
+    a.commit(&offsets(&topic, &[(0, 6)]), CommitMode::Sync)
+        .unwrap();
     let listed = a.fetch_group_list(Some(&group), WAIT).unwrap();
     assert_eq!(listed.groups().len(), 1);
-    assert_eq!((listed.groups()[0].state(), listed.groups()[0].members().len()), ("Stable", 1));
+    assert_eq!(
+        (
+            listed.groups()[0].state(),
+            listed.groups()[0].members().len()
+        ),
+        ("Stable", 1)
+    );
     drop(a);
     let b = member(bootstrap, &group, "range", None);
     b.subscribe(&[&topic]).unwrap();
     assert_eq!(values(&poll_values(&b, 4, WAIT)), ["6", "7", "8", "9"]);
     drop(b);
     let admin = admin(bootstrap);
-    let deleted = admin.delete_groups(&[&group], &AdminOptions::new()).await.unwrap();
+    let deleted = admin
+        .delete_groups(&[&group], &AdminOptions::new())
+        .await
+        .unwrap();
     assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
     let c = consumer(bootstrap, &group, "read_committed");
     assert_eq!(committed(&c, &topic, 0), None);
