@@ -85,6 +85,7 @@ fn trades_arrive_once_and_where_a_java_client_would_put_them() {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", broker.bootstrap())
         .set("group.id", "check")
+        .set("enable.auto.commit", "false")
         .create()
         .unwrap();
     let mut assignment = TopicPartitionList::new();
@@ -141,6 +142,8 @@ fn trades_arrive_once_and_where_a_java_client_would_put_them() {
         other.resolve(9_999_999),
         Ok(finlake_schemas::Resolved::Unknown)
     );
+    // A consumer waits for its coordinator when it closes.
+    drop(consumer);
     broker.shutdown();
 }
 
