@@ -17,23 +17,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iceberg::TableIdent;
-use iceberg::spec::{DataFile, ManifestFile, ManifestWriterBuilder, MetadataLog, Operation};
+use iceberg::spec::{DataFile, ManifestFile, MetadataLog, Operation};
 use rand::Rng;
 
 use crate::catalog::{Loaded, Swap};
 use crate::error::{LakeError, Result};
 use crate::faults::{Fault, Point};
-use crate::index::{Base, Kind, LiveEntry};
+use crate::index::Base;
 use crate::lake::Lakehouse;
 use crate::maintain;
+use crate::manifests::{Manifests, Written, with_sequence};
 use crate::properties::{self, Position, Watermarks};
 use crate::snapshot::{self, NewSnapshot};
 use crate::tables::{Table, TableDef};
 
 /// Lost swaps in a row before giving up.
 const MAX_TRIES: u32 = 20;
-/// Manifests longer than this are not folded or merged again.
-const LARGE_MANIFEST: i64 = 1 << 20;
 
 /// A change of one table, ready to be committed.
 #[derive(Debug)]
@@ -70,21 +69,6 @@ pub struct Done {
     pub lost: u32,
     /// Snapshots expired with it.
     pub expired: usize,
-}
-
-/// A manifest written for this change, reusable while its sources stay.
-#[derive(Debug, Clone)]
-struct Written {
-    sources: BTreeSet<String>,
-    manifest: ManifestFile,
-    entries: Vec<PendingEntry>,
-}
-
-/// A live entry of a written manifest; added ones get their sequence number with the snapshot.
-#[derive(Debug, Clone)]
-enum PendingEntry {
-    Added(Arc<DataFile>),
-    Existing(LiveEntry),
 }
 
 /// The committing half of one table in one process.
@@ -185,11 +169,11 @@ impl Committer {
         let mut written: Vec<Written> = Vec::new();
         for lost in 0..MAX_TRIES {
             if !self.still_fits(change)? {
-                self.discard_manifests(&written).await;
+                self.manifests().discard(&written).await;
                 return Ok(Committed::Replan);
             }
-            written = self.manifests(change, id, written).await?;
-            let manifests = self.manifest_list(&written);
+            written = self.manifests().write(change, id, written).await?;
+            let manifests = self.manifests().list(&written);
             let expire = maintain::expired(
                 self.base.metadata(),
                 &self.base.pinned,
@@ -325,166 +309,6 @@ impl Committer {
         Ok(positions && files)
     }
 
-    /// Writes the manifests of the change, or keeps those of the last try that still fit.
-    ///
-    /// Hot files live in manifests of their own, so that replacing them every commit does not
-    /// rewrite entries of settled files.
-    async fn manifests(
-        &self,
-        change: &Change,
-        id: i64,
-        last: Vec<Written>,
-    ) -> Result<Vec<Written>> {
-        let is_hot = |path: &str| matches!(Kind::of(path), Kind::Hot(_));
-        let mut hot_sources = BTreeSet::new();
-        let mut cold_sources = BTreeSet::new();
-        for path in &change.removed {
-            if let Some(m) = self.base.manifest_of(path) {
-                let set = if is_hot(path) {
-                    &mut hot_sources
-                } else {
-                    &mut cold_sources
-                };
-                set.insert(m.to_string());
-            }
-        }
-        hot_sources.retain(|m| !cold_sources.contains(m));
-        if self.base.manifests.len() + 2 > self.lake.config.upkeep.manifests {
-            cold_sources.extend(self.mergeable(&hot_sources));
-        }
-        let (hot_added, cold_added): (Vec<_>, Vec<_>) = change
-            .added
-            .iter()
-            .cloned()
-            .partition(|f| is_hot(f.file_path()));
-        let mut out = Vec::new();
-        let mut reused = BTreeSet::new();
-        for (sources, added) in [(hot_sources, hot_added), (cold_sources, cold_added)] {
-            if sources.is_empty() && added.is_empty() {
-                continue;
-            }
-            if let Some(w) = last.iter().find(|w| {
-                w.sources == sources
-                    && w.entries
-                        .iter()
-                        .filter(|e| matches!(e, PendingEntry::Added(_)))
-                        .count()
-                        == added.len()
-            }) {
-                reused.insert(w.manifest.manifest_path.clone());
-                out.push(w.clone());
-                continue;
-            }
-            out.push(self.fold(sources, added, change, id).await?);
-        }
-        let stale: Vec<Written> = last
-            .into_iter()
-            .filter(|w| !reused.contains(&w.manifest.manifest_path))
-            .collect();
-        self.discard_manifests(&stale).await;
-        Ok(out)
-    }
-
-    /// Small manifests without hot files: merged when there are too many.
-    fn mergeable(&self, hot_sources: &BTreeSet<String>) -> Vec<String> {
-        let spec = self.base.metadata().default_partition_spec_id();
-        self.base
-            .manifests
-            .iter()
-            .filter(|m| m.manifest_length < LARGE_MANIFEST && m.partition_spec_id == spec)
-            .filter(|m| !hot_sources.contains(&m.manifest_path))
-            .filter(|m| {
-                self.base.cached(&m.manifest_path).is_some_and(|c| {
-                    !c.files.is_empty() && !c.files.iter().all(|f| matches!(f.kind, Kind::Hot(_)))
-                })
-            })
-            .map(|m| m.manifest_path.clone())
-            .collect()
-    }
-
-    /// One manifest out of several: what stays as existing, what goes as deleted, what is new.
-    async fn fold(
-        &self,
-        sources: BTreeSet<String>,
-        added: Vec<Arc<DataFile>>,
-        change: &Change,
-        id: i64,
-    ) -> Result<Written> {
-        let metadata = self.base.metadata();
-        let location = format!(
-            "{}/metadata/{}-m0.avro",
-            metadata.location(),
-            uuid::Uuid::new_v4()
-        );
-        let spec_id = match self
-            .base
-            .manifests
-            .iter()
-            .find(|m| sources.contains(&m.manifest_path))
-        {
-            Some(m) if added.is_empty() => m.partition_spec_id,
-            _ => metadata.default_partition_spec_id(),
-        };
-        let spec = metadata.partition_spec_by_id(spec_id).ok_or_else(|| {
-            LakeError::Internal(format!("partition spec {spec_id} is not in the metadata"))
-        })?;
-        let mut writer = ManifestWriterBuilder::new(
-            self.lake.file_io.new_output(&location)?,
-            Some(id),
-            metadata.current_schema().clone(),
-            (**spec).clone(),
-        )
-        .build_v2_data();
-        let mut entries = Vec::new();
-        for manifest in &self.base.manifests {
-            if !sources.contains(&manifest.manifest_path) {
-                continue;
-            }
-            if manifest.partition_spec_id != spec_id {
-                return Err(LakeError::Internal(
-                    "files of different partition specs change in one commit; run \
-                     rewrite_data_files after changing the partitioning"
-                        .into(),
-                ));
-            }
-            for e in self.base.entries(&self.lake.file_io, manifest).await? {
-                let file = (*e.file).clone();
-                if change.removed.contains(e.file.file_path()) {
-                    writer.add_delete_file(file, e.sequence, e.file_sequence)?;
-                } else {
-                    writer.add_existing_file(file, e.snapshot_id, e.sequence, e.file_sequence)?;
-                    entries.push(PendingEntry::Existing(e));
-                }
-            }
-        }
-        for file in added {
-            writer.add_file((*file).clone(), -1)?;
-            entries.push(PendingEntry::Added(file));
-        }
-        Ok(Written {
-            sources,
-            manifest: writer.write_manifest_file().await?,
-            entries,
-        })
-    }
-
-    /// New manifests first, then those of the base that stay and hold live files.
-    fn manifest_list(&self, written: &[Written]) -> Vec<ManifestFile> {
-        let replaced: BTreeSet<&String> = written.iter().flat_map(|w| &w.sources).collect();
-        written
-            .iter()
-            .map(|w| w.manifest.clone())
-            .chain(
-                self.base
-                    .manifests
-                    .iter()
-                    .filter(|m| !replaced.contains(&m.manifest_path))
-                    .filter(|m| m.has_added_files() || m.has_existing_files())
-                    .cloned(),
-            )
-            .collect()
-    }
-
     fn summary(&self, change: &Change) -> HashMap<String, String> {
         let previous = self.base.metadata().current_snapshot();
         let before = |key: &str| -> i64 {
@@ -555,22 +379,7 @@ impl Committer {
     ) -> Result<()> {
         let entries = written
             .iter()
-            .map(|w| {
-                let live = w
-                    .entries
-                    .iter()
-                    .map(|e| match e {
-                        PendingEntry::Existing(e) => e.clone(),
-                        PendingEntry::Added(file) => LiveEntry {
-                            file: file.clone(),
-                            snapshot_id: id,
-                            sequence,
-                            file_sequence: Some(sequence),
-                        },
-                    })
-                    .collect();
-                (w.manifest.clone(), live)
-            })
+            .map(|w| (w.manifest.clone(), w.entries(id, sequence)))
             .collect();
         let before = self.base.loaded.metadata.clone();
         self.base.advance(loaded, manifests, entries);
@@ -591,24 +400,11 @@ impl Committer {
         Ok(())
     }
 
-    async fn discard_manifests(&self, written: &[Written]) {
-        for w in written {
-            let _ = self.lake.file_io.delete(&w.manifest.manifest_path).await;
+    fn manifests(&self) -> Manifests<'_> {
+        Manifests {
+            file_io: &self.lake.file_io,
+            base: &self.base,
+            limit: self.lake.config.upkeep.manifests,
         }
     }
-}
-
-/// Fills in what the manifest-list writer assigned to new manifests.
-fn with_sequence(mut manifests: Vec<ManifestFile>, id: i64, sequence: i64) -> Vec<ManifestFile> {
-    for m in &mut manifests {
-        if m.added_snapshot_id == id {
-            if m.sequence_number < 0 {
-                m.sequence_number = sequence;
-            }
-            if m.min_sequence_number < 0 {
-                m.min_sequence_number = sequence;
-            }
-        }
-    }
-    manifests
 }

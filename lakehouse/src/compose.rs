@@ -6,6 +6,7 @@
 //! (`HotUpdate`), so a lost swap loses no row. Files are written one at a time.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -38,6 +39,8 @@ pub struct Inputs<'a> {
     pub splitter: &'a Splitter,
     /// When rows cool.
     pub rule: &'a HotRule,
+    /// Whether the batch can be cut into smaller commits.
+    pub may_halve: bool,
 }
 
 /// Changes of the hot store, to be made after the swap.
@@ -64,6 +67,10 @@ pub struct Composed {
     pub opened: u64,
     /// Rows that were closed.
     pub closed: u64,
+    /// The batch would rewrite more settled files than `rule.rewrites`: cut it. What was
+    /// composed so far is to be thrown away.
+    pub too_many: bool,
+    rewritten: usize,
     history: Vec<RecordBatch>,
     jobs: Vec<Job>,
 }
@@ -116,7 +123,7 @@ struct Tuple {
 }
 
 impl Composed {
-    /// Adds the versions of one Kafka partition, from row `first` on. `now` is the system time
+    /// Adds some of the versions of one Kafka partition, given by `rows`. `now` is the system time
     /// of the batch (µs).
     ///
     /// # Errors
@@ -127,10 +134,12 @@ impl Composed {
         partition: i32,
         hot: &HotPart,
         versions: &Versions,
-        first: usize,
+        rows: Range<usize>,
         now: i64,
     ) -> Result<()> {
-        let records: Vec<Incoming> = (first..versions.meta.len())
+        let first = rows.start;
+        let records: Vec<Incoming> = rows
+            .clone()
             .map(|i| Incoming {
                 key: versions.key(i),
                 sys_from: versions.meta[i].sys_from,
@@ -183,6 +192,11 @@ impl Composed {
             }
         }
         let settled = find_settled(io, partition, &mut needs).await?;
+        self.rewritten += settled.len();
+        if io.may_halve && self.rewritten > io.rule.rewrites {
+            self.too_many = true;
+            return Ok(());
+        }
         for (file, rows) in settled {
             self.rewrite_settled(io, &file, rows).await?;
         }
@@ -199,7 +213,7 @@ impl Composed {
         self.opened += open.len() as u64;
         self.close(io.def, &versions.batch, &closed)?;
         let mut stream = hot.stream.clone();
-        for row in first..versions.meta.len() {
+        for row in rows {
             columns.advance(row, &mut stream);
         }
         let open = take_record_batch(&versions.batch, &UInt32Array::from(open))?;

@@ -51,7 +51,7 @@ pub struct Upkeep {
     pub manifests: usize,
     /// Merged data files are not merged again beyond this size (bytes).
     pub file_bytes: u64,
-    /// At most this many rows are rewritten by merging in one commit.
+    /// At most this many rows are decoded and rewritten by merging in one commit.
     pub merge_rows: u64,
     /// Files of similar size that make a merge.
     pub fan_in: usize,
@@ -65,8 +65,8 @@ impl Default for Upkeep {
             snapshots: 100,
             snapshot_age: Duration::from_secs(15 * 60),
             manifests: 50,
-            file_bytes: 64 << 20,
-            merge_rows: 400_000,
+            file_bytes: 48 << 20,
+            merge_rows: 240_000,
             fan_in: 8,
             orphan_age: Duration::from_secs(3 * 24 * 3600),
         }
@@ -84,8 +84,10 @@ pub struct HotRule {
     pub max_rows: usize,
     /// Cooled rows wait until this many have gathered per Kafka partition …
     pub batch: usize,
-    /// … or the oldest of them is overdue by this much stream time.
+    /// … or the oldest of them is overdue by this much system time.
     pub patience: Duration,
+    /// Settled files that one commit rewrites at most, as far as the batch can be cut.
+    pub rewrites: usize,
 }
 
 impl Default for HotRule {
@@ -96,6 +98,7 @@ impl Default for HotRule {
             max_rows: 50_000,
             batch: 4_000,
             patience: Duration::from_secs(3600),
+            rewrites: 16,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! (one snapshot, with upkeep by `maintain`).
 
 pub mod admin;
+pub mod batch;
 pub mod bitemporal;
 pub mod catalog;
 pub mod commit;
@@ -18,6 +19,7 @@ pub mod index;
 pub mod inspect;
 pub mod lake;
 pub mod maintain;
+mod manifests;
 pub mod merge;
 pub mod plan;
 pub mod properties;
@@ -31,10 +33,11 @@ pub mod storage;
 pub mod tables;
 pub mod writer;
 
+pub use batch::{Outcome, PartitionBatch, Rows, SinkBatch};
 pub use error::{LakeError, Result};
 pub use lake::{Catalog, HotRule, LakeConfig, Lakehouse, Upkeep};
 pub use plan::Cut;
 pub use properties::{KafkaIds, Position, Watermarks};
 pub use rows::{BronzeRows, RecordAt, VersionRows};
-pub use sink::{Outcome, PartitionBatch, Rows, SinkBatch, TableSink};
+pub use sink::TableSink;
 pub use tables::{OPEN_END, Table};

@@ -16,6 +16,10 @@ use crate::error::Result;
 use crate::index::{FileMeta, Kind, read_manifest_list};
 use crate::lake::Upkeep;
 
+/// Up to this many rows a merged file is decoded and sorted as a whole; version tables stop there,
+/// since their files are read whole when an old row closes. Bronze goes on by joining.
+pub const SORT_ROWS: u64 = 120_000;
+
 /// Snapshots expired in one commit at most, so that one commit after a pause stays short.
 const EXPIRE_PER_COMMIT: usize = 20;
 
@@ -122,50 +126,58 @@ pub struct MergeGroup {
 }
 
 /// Which small files to merge now: per (kind, partition tuple) files of similar size, so that
-/// each row is rewritten a logarithmic number of times. Only files that this process may replace:
-/// Bronze and history freely, settled ones of `owned` Kafka partitions. `busy` files are left out
-/// (the same commit replaces them).
+/// each row is rewritten a logarithmic number of times. Settled files are merged by the owner of
+/// their Kafka partition; Bronze and history files mix partitions, so each tuple is given to the
+/// owner of one of the `kafka_partitions` by its text, and two instances do not merge the same
+/// files. `busy` files are left out (the same commit replaces them).
 pub fn merge_groups<'a>(
     files: impl Iterator<Item = &'a Arc<FileMeta>>,
     owned: &BTreeSet<i32>,
+    kafka_partitions: i32,
     busy: &BTreeSet<Arc<str>>,
     spec_id: i32,
     upkeep: &Upkeep,
 ) -> Vec<MergeGroup> {
     let mut groups: BTreeMap<(Kind, String), Vec<Arc<FileMeta>>> = BTreeMap::new();
     for f in files {
+        if f.spec_id != spec_id || f.bytes >= upkeep.file_bytes || busy.contains(&f.path) {
+            continue;
+        }
+        // Debug text is a total order on partition tuples; they have no other.
+        let tuple = format!("{:?}", f.partition);
         let mine = match f.kind {
-            Kind::Ticks | Kind::History => true,
+            Kind::Ticks | Kind::History => owned.contains(&owner(&tuple, kafka_partitions)),
             Kind::Settled(p) => owned.contains(&p),
             Kind::Hot(_) | Kind::Foreign => false,
         };
-        if mine && f.spec_id == spec_id && f.bytes < upkeep.file_bytes && !busy.contains(&f.path) {
-            // Debug text is a total order on partition tuples; they have no other.
-            groups
-                .entry((f.kind, format!("{:?}", f.partition)))
-                .or_default()
-                .push(f.clone());
+        if mine {
+            groups.entry((f.kind, tuple)).or_default().push(f.clone());
         }
     }
     let mut budget = upkeep.merge_rows;
     let mut out = Vec::new();
     for ((kind, _), mut files) in groups {
         files.sort_by(|a, b| (a.rows, &a.path).cmp(&(b.rows, &b.path)));
-        let mut sum = 0u64;
+        let (mut sum, mut bytes) = (0u64, 0u64);
         let mut take = 0;
         for f in &files {
             // A file joins while it is not much larger than what is gathered so far.
             if take > 0 && f.rows > sum.saturating_mul(2).max(1_000) {
                 break;
             }
-            if sum + f.rows > budget {
+            let sorts = sum + f.rows <= SORT_ROWS.min(budget);
+            let joins = kind == Kind::Ticks && bytes + f.bytes <= upkeep.file_bytes;
+            if !sorts && !joins {
                 break;
             }
             sum += f.rows;
+            bytes += f.bytes;
             take += 1;
         }
         if take >= upkeep.fan_in.max(2) {
-            budget -= sum;
+            if sum <= SORT_ROWS {
+                budget = budget.saturating_sub(sum);
+            }
             files.truncate(take);
             files.sort_by(|a, b| {
                 let key = |f: &FileMeta| (f.symbol.clone(), f.time);
@@ -175,6 +187,14 @@ pub fn merge_groups<'a>(
         }
     }
     out
+}
+
+/// The Kafka partition whose owner merges a tuple's shared files (FNV-1a of its text).
+fn owner(tuple: &str, kafka_partitions: i32) -> i32 {
+    let hash = tuple.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+    });
+    (hash % kafka_partitions.max(1) as u64) as i32
 }
 
 /// Every file that the table's metadata refers to, in any kept snapshot.
@@ -272,12 +292,12 @@ mod tests {
         }
         files.push(file(Kind::Settled(1), "big", 100_000));
         let owned = BTreeSet::from([1]);
-        let groups = merge_groups(files.iter(), &owned, &BTreeSet::new(), 0, &upkeep);
+        let groups = merge_groups(files.iter(), &owned, 1, &BTreeSet::new(), 0, &upkeep);
         assert_eq!(groups.len(), 1);
         assert_eq!(groups[0].kind, Kind::Settled(1));
         assert_eq!(groups[0].files.len(), 3);
         let busy = BTreeSet::from(["s1-0".into()]);
-        assert!(merge_groups(files.iter(), &owned, &busy, 0, &upkeep).is_empty());
+        assert!(merge_groups(files.iter(), &owned, 1, &busy, 0, &upkeep).is_empty());
     }
 
     proptest! {
@@ -291,7 +311,7 @@ mod tests {
             for (i, n) in sizes.iter().enumerate() {
                 files.push(file(Kind::Ticks, &format!("f{i}"), *n));
                 total += n;
-                for g in merge_groups(files.iter(), &BTreeSet::new(), &BTreeSet::new(), 0, &upkeep) {
+                for g in merge_groups(files.iter(), &BTreeSet::from([0]), 1, &BTreeSet::new(), 0, &upkeep) {
                     let sum: u64 = g.files.iter().map(|f| f.rows).sum();
                     written += sum;
                     files.retain(|f| !g.files.contains(f));

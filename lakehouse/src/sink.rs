@@ -11,10 +11,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::Int64Type;
+use arrow::array::RecordBatch;
 use iceberg::spec::{DataFile, Operation};
 
+use crate::batch::{Finished, check_rows, halves, taken};
+pub use crate::batch::{Outcome, PartitionBatch, Rows, SinkBatch};
 use crate::commit::{Change, Committed, Committer};
 use crate::compose::{Composed, Inputs, Job};
 use crate::error::{LakeError, Result};
@@ -23,87 +24,11 @@ use crate::hot::HotPart;
 use crate::index::Kind;
 use crate::lake::Lakehouse;
 use crate::merge;
-use crate::plan::{Cut, Offer, Step, plan};
+use crate::plan::{Offer, Step, plan};
 use crate::properties::Position;
-use crate::rows::{BronzeRows, VersionRows, Versions};
 use crate::split::Splitter;
 use crate::tables::Table;
 use crate::writer::FileWriter;
-
-/// Rows of one Kafka partition.
-// One per partition and batch, moved once: its size does not matter.
-#[allow(clippy::large_enum_variant)]
-#[derive(Debug)]
-pub enum Rows {
-    /// No rows: only the position or the frontier moves.
-    None,
-    /// Bronze.
-    Bronze(BronzeRows),
-    /// Silver or Gold.
-    Versions(VersionRows),
-}
-
-impl From<BronzeRows> for Rows {
-    fn from(rows: BronzeRows) -> Rows {
-        Rows::Bronze(rows)
-    }
-}
-
-impl From<VersionRows> for Rows {
-    fn from(rows: VersionRows) -> Rows {
-        Rows::Versions(rows)
-    }
-}
-
-/// One Kafka partition's part of a batch.
-#[derive(Debug)]
-pub struct PartitionBatch {
-    /// Kafka partition.
-    pub partition: i32,
-    /// Input position at which the first commit starts.
-    pub input_start: i64,
-    /// Whole task commits, ascending.
-    pub cuts: Vec<Cut>,
-    /// Frontier after the batch (µs).
-    pub frontier: i64,
-    /// Rows of those commits, in commit order.
-    pub rows: Rows,
-}
-
-/// What came within a commit interval, over all partitions this process owns.
-#[derive(Debug, Default)]
-pub struct SinkBatch {
-    /// At most one per Kafka partition.
-    pub parts: Vec<PartitionBatch>,
-}
-
-/// What a commit did.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Outcome {
-    /// The new snapshot; `None` if everything was in the table already.
-    pub snapshot: Option<i64>,
-    /// Rows that became visible and open.
-    pub opened: u64,
-    /// Rows that were closed (moved to history).
-    pub closed: u64,
-    /// Files written, merged ones included.
-    pub files_added: usize,
-    /// Files replaced.
-    pub files_removed: usize,
-    /// Small files merged into others.
-    pub files_merged: usize,
-    /// Swaps lost to others on the way.
-    pub lost_swaps: u32,
-    /// Snapshots expired.
-    pub expired: usize,
-}
-
-/// The rows of a partition, finished once and kept over plans.
-enum Finished {
-    None,
-    Bronze(RecordBatch),
-    Versions(Versions),
-}
 
 /// Writer of one table.
 pub struct TableSink {
@@ -225,7 +150,8 @@ impl TableSink {
         Ok(())
     }
 
-    /// Commits a batch as one snapshot. Offering a batch again is safe: what the table holds is
+    /// Commits a batch as one snapshot (several, in order, if it would rewrite too many settled
+    /// files at once). Offering a batch again is safe: what the table holds is
     /// trimmed or skipped.
     ///
     /// # Errors
@@ -262,17 +188,36 @@ impl TableSink {
                 frontier: part.frontier,
             });
         }
+        for offer in &offers {
+            check_rows(&rows[&offer.partition], offer)?;
+        }
         self.stale = true;
-        let outcome = self.commit_rows(&offers, &rows).await?;
+        let mut outcome = Outcome::default();
+        // Usually one round. A batch that would rewrite too many settled files is halved at
+        // commit numbers until it does not, or cannot be halved.
+        let mut rounds = vec![offers];
+        while let Some(offers) = rounds.pop() {
+            let halves = halves(&offers);
+            match self.commit_rows(&offers, &rows, halves.is_some()).await? {
+                Some(done) => outcome.add(done),
+                None => {
+                    let [early, late] = halves.unwrap_or_default();
+                    rounds.push(late);
+                    rounds.push(early);
+                }
+            }
+        }
         self.stale = false;
         Ok(outcome)
     }
 
+    /// One snapshot, or `None` if the batch should be halved first.
     async fn commit_rows(
         &mut self,
         offers: &[Offer],
         rows: &BTreeMap<i32, Finished>,
-    ) -> Result<Outcome> {
+        may_halve: bool,
+    ) -> Result<Option<Outcome>> {
         const PLANS: u32 = 5;
         for attempt in 0..PLANS {
             let steps = plan(self.table, &self.positions, offers)?;
@@ -285,11 +230,18 @@ impl TableSink {
                 }
             }
             if positions.is_empty() {
-                return Ok(Outcome::default());
+                return Ok(Some(Outcome::default()));
             }
             let faults = self.committer.lake().faults.clone();
             faults.crash_at(Point::BeforeData)?;
-            let mut composed = self.compose(&steps, offers, rows).await?;
+            self.follow_foreign_changes().await?;
+            let mut composed = self.compose(&steps, offers, rows, may_halve).await?;
+            if composed.too_many {
+                for f in &composed.added {
+                    self.files.discard(f.file_path()).await;
+                }
+                return Ok(None);
+            }
             let mut merged = 0;
             // Merging is optional: not while others interfere.
             if attempt == 0 {
@@ -312,7 +264,7 @@ impl TableSink {
                 Committed::Done(done) => {
                     self.positions.extend(positions);
                     self.settle(composed.hot)?;
-                    return Ok(Outcome {
+                    return Ok(Some(Outcome {
                         snapshot: Some(done.snapshot),
                         opened: composed.opened,
                         closed: composed.closed,
@@ -321,7 +273,7 @@ impl TableSink {
                         files_merged: merged,
                         lost_swaps: done.lost,
                         expired: done.expired,
-                    });
+                    }));
                 }
                 Committed::Replan => {
                     for f in &change.added {
@@ -335,6 +287,22 @@ impl TableSink {
             table: self.table,
             tries: PLANS,
         })
+    }
+
+    /// Another engine may have compacted hot files away without touching what this process
+    /// committed since: their rows then count as settled.
+    async fn follow_foreign_changes(&mut self) -> Result<()> {
+        let base = self.committer.base();
+        let all_live = self
+            .hot
+            .values()
+            .flat_map(|part| part.files.keys())
+            .all(|path| base.manifest_of(path).is_some());
+        if all_live {
+            Ok(())
+        } else {
+            self.load_hot().await
+        }
     }
 
     /// The base moved so that the plan does not fit: either another owner wrote my partitions
@@ -362,6 +330,7 @@ impl TableSink {
         steps: &BTreeMap<i32, Step>,
         offers: &[Offer],
         rows: &BTreeMap<i32, Finished>,
+        may_halve: bool,
     ) -> Result<Composed> {
         let io = Inputs {
             def: self.committer.def(),
@@ -369,6 +338,7 @@ impl TableSink {
             files: &self.files,
             splitter: &self.splitter,
             rule: &self.committer.lake().config().hot,
+            may_halve,
         };
         let mut out = Composed::default();
         let mut bronze: BTreeMap<String, (iceberg::spec::Struct, Vec<RecordBatch>)> =
@@ -381,12 +351,8 @@ impl TableSink {
             match rows.get(&p) {
                 None | Some(Finished::None) => {}
                 Some(Finished::Bronze(batch)) => {
-                    let numbers = batch
-                        .column_by_name("commit")
-                        .and_then(|c| c.as_primitive_opt::<Int64Type>())
-                        .ok_or_else(|| LakeError::Internal("Bronze without commit".into()))?;
-                    let first = first_row(numbers.values().iter().copied(), offer, commits.start)?;
-                    let batch = batch.slice(first, batch.num_rows() - first);
+                    let rows = taken(&rows[&p].commits()?, *commits);
+                    let batch = batch.slice(rows.start, rows.len());
                     out.opened += batch.num_rows() as u64;
                     for part in self.splitter.split(&batch, true)? {
                         bronze
@@ -397,13 +363,15 @@ impl TableSink {
                     }
                 }
                 Some(Finished::Versions(versions)) => {
-                    let numbers = versions.meta.iter().map(|m| m.commit);
-                    let first = first_row(numbers, offer, commits.start)?;
+                    let taken = taken(&rows[&p].commits()?, *commits);
                     let hot = self.hot.get(&p).ok_or_else(|| {
                         LakeError::Internal(format!("hot rows of partition {p} are not loaded"))
                     })?;
-                    out.versions(&io, p, hot, versions, first, to.frontier)
+                    out.versions(&io, p, hot, versions, taken, to.frontier)
                         .await?;
+                    if out.too_many {
+                        return Ok(out);
+                    }
                 }
             }
         }
@@ -426,6 +394,7 @@ impl TableSink {
         let groups = crate::maintain::merge_groups(
             base.files(),
             &self.assigned,
+            self.committer.lake().config().kafka_partitions,
             &composed.removed,
             base.metadata().default_partition_spec_id(),
             upkeep,
@@ -457,27 +426,6 @@ impl TableSink {
         }
         Ok(())
     }
-}
-
-/// Index of the first row whose commit is taken. Rows must lie within the offered commits, in
-/// their order.
-fn first_row(numbers: impl Iterator<Item = i64>, offer: &Offer, from: i64) -> Result<usize> {
-    let range = offer.cuts.first().zip(offer.cuts.last());
-    let (mut first, mut last) = (0, i64::MIN);
-    for (i, n) in numbers.enumerate() {
-        let inside = range.is_some_and(|(a, b)| a.commit <= n && n <= b.commit);
-        if n < last || !inside {
-            return Err(LakeError::Internal(format!(
-                "a row of commit {n} in partition {} is out of order or outside the batch (INV-13)",
-                offer.partition
-            )));
-        }
-        last = n;
-        if n < from {
-            first = i + 1;
-        }
-    }
-    Ok(first)
 }
 
 /// What the commit took, for people and for `tables adopt`: the position of each partition it

@@ -20,9 +20,11 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::arrow::{ArrowWriter, PARQUET_FIELD_ID_META_KEY, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::column::writer::ColumnCloseResult;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::statistics::Statistics;
+use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
 
 use crate::error::{LakeError, Result};
@@ -86,12 +88,7 @@ impl FileWriter {
         batches: &[RecordBatch],
         sorted: bool,
     ) -> Result<DataFile> {
-        let path = format!(
-            "{}/data/{dir}/{}{}.parquet",
-            self.location,
-            kind.prefix(),
-            uuid::Uuid::new_v4()
-        );
+        let path = self.new_path(kind, dir);
         let first = batches
             .first()
             .ok_or_else(|| LakeError::Internal("a data file without rows".into()))?;
@@ -134,6 +131,80 @@ impl FileWriter {
             }
         }
         self.data_file(path, partition, size, &metadata, nans, sorted)
+    }
+
+    /// A fresh path for a file.
+    fn new_path(&self, kind: Kind, dir: &str) -> String {
+        format!(
+            "{}/data/{dir}/{}{}.parquet",
+            self.location,
+            kind.prefix(),
+            uuid::Uuid::new_v4()
+        )
+    }
+
+    /// Joins files of one partition tuple by copying their row groups, without decoding a value.
+    /// `None` if one of them was written with another schema. Page indexes are left out.
+    ///
+    /// # Errors
+    /// `Storage`, `Parquet`.
+    pub async fn join(
+        &self,
+        kind: Kind,
+        partition: Struct,
+        dir: &str,
+        paths: &[&str],
+    ) -> Result<Option<DataFile>> {
+        let path = self.new_path(kind, dir);
+        let mut parquet: Option<SerializedFileWriter<Vec<u8>>> = None;
+        let mut out = self.file_io.new_output(&path)?.writer().await?;
+        let mut size = 0u64;
+        for source in paths {
+            let bytes = self.file_io.new_input(source)?.read().await?;
+            let metadata = ArrowReaderMetadata::load(&bytes, Default::default())?;
+            let schema = metadata.parquet_schema().root_schema_ptr();
+            let writer = match &mut parquet {
+                Some(w) if w.schema_descr().root_schema_ptr() != schema => {
+                    drop(out);
+                    self.discard(&path).await;
+                    return Ok(None);
+                }
+                Some(w) => w,
+                none => none.insert(SerializedFileWriter::new(
+                    Vec::new(),
+                    schema,
+                    Arc::new(self.props.clone()),
+                )?),
+            };
+            for group in metadata.metadata().row_groups() {
+                let mut target = writer.next_row_group()?;
+                for column in group.columns() {
+                    let whole = ColumnCloseResult {
+                        bytes_written: column.compressed_size().max(0) as u64,
+                        rows_written: group.num_rows().max(0) as u64,
+                        metadata: column.clone(),
+                        bloom_filter: None,
+                        column_index: None,
+                        offset_index: None,
+                    };
+                    target.append_column(&bytes, whole)?;
+                }
+                target.close()?;
+            }
+            let chunk = std::mem::take(writer.inner_mut());
+            size += chunk.len() as u64;
+            out.write(Bytes::from(chunk)).await?;
+        }
+        let Some(mut parquet) = parquet else {
+            return Err(LakeError::Internal("a join of no files".into()));
+        };
+        let metadata = parquet.finish()?;
+        let tail = std::mem::take(parquet.inner_mut());
+        size += tail.len() as u64;
+        out.write(Bytes::from(tail)).await?;
+        out.close().await?;
+        self.data_file(path, partition, size, &metadata, HashMap::new(), false)
+            .map(Some)
     }
 
     /// The batch's schema with the table's field ids.

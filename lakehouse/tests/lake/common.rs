@@ -32,6 +32,7 @@ pub fn eager(dir: &Path, partitions: i32) -> LakeConfig {
     c.upkeep.manifests = 5;
     c.upkeep.fan_in = 3;
     c.hot.batch = 4;
+    c.hot.rewrites = 1;
     c.hot.max_rows = 12;
     c.hot.patience = Duration::from_secs(30);
     c
