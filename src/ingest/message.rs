@@ -171,13 +171,8 @@ enum Any<T> {
 }
 
 /// The `data` of an envelope; `None` where there is none.
+#[derive(Default)]
 struct Data<'a>(Option<Any<Node<'a, IgnoredAny>>>);
-
-impl Default for Data<'_> {
-    fn default() -> Self {
-        Data(None)
-    }
-}
 
 impl<'de: 'a, 'a> Deserialize<'de> for Data<'a> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {

@@ -729,7 +729,7 @@ fn kraken_trades_make_krakens_minutes() {
             prices().next().unwrap(),
             prices().max().unwrap(),
             prices().min().unwrap(),
-            prices().last().unwrap(),
+            prices().next_back().unwrap(),
             volume,
         ];
         let bar = published[minute];
