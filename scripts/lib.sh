@@ -122,26 +122,27 @@ build() {
     cargo "$@" >&2 < /dev/null
     return
   fi
-  local start=$SECONDS crates=0 told=$SECONDS line status
-  while true; do
-    if IFS= read -r -t 20 line; then
-      case $line in
-        *' Compiling '* | *' Checking '*) crates=$((crates + 1)) ;;
-        *' Downloading '* | *' Downloaded '* | *' Fresh '* | *' Blocking '* | *' Locking '* | *' Adding '*) ;;
-        *' Updating '*) ;;
-        'finlake-build-status '*) status=${line#* } && break ;;
-        *) printf '%s\n' "$line" >&2 ;;
-      esac
-    elif [ $? -le 128 ]; then
-      status=1 && break
-    fi
+  local start=$SECONDS crates=0 told=$SECONDS line status=1
+  while IFS= read -r line; do
+    case $line in
+      *' Compiling '* | *' Checking '*) crates=$((crates + 1)) ;;
+      *' Blocking '*) say "$label: waiting, another cargo builds in the same folder" ;;
+      *' Downloading '* | *' Downloaded '* | *' Fresh '* | *' Locking '* | *' Adding '* | *' Updating '*) ;;
+      'finlake-build-tick') ;;
+      'finlake-build-status '*) status=${line#* } && break ;;
+      *) printf '%s\n' "$line" >&2 ;;
+    esac
     if [ $((SECONDS - told)) -ge 60 ]; then
       told=$SECONDS
       say "$label: $(((SECONDS - start) / 60)) min, $crates crates so far"
     fi
   done < <(
-    cargo "$@" 2>&1 < /dev/null
-    printf 'finlake-build-status %s\n' $?
+    # One crate may take ten minutes without a line: the ticks keep the loop going meanwhile.
+    (while sleep 20; do echo finlake-build-tick; done) 2> /dev/null &
+    ticker=$! built=0
+    cargo "$@" 2>&1 < /dev/null || built=$?
+    kill $ticker
+    printf 'finlake-build-status %s\n' $built
   )
   [ "$crates" = 0 ] || say "$label: done, $crates crates in $((SECONDS - start)) s"
   return "$status"
