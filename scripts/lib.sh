@@ -86,7 +86,10 @@ need_toolchain() {
   if [ -z "${LIBCLANG_PATH:-}" ] && [ -f "$venv/.path" ]; then
     use_libclang "$venv"
   fi
-  has_libclang && return
+  if has_libclang; then
+    need_clang_headers
+    return
+  fi
   [ -z "${LIBCLANG_PATH:-}" ] || die "LIBCLANG_PATH is $LIBCLANG_PATH, and there is no libclang: correct or unset it."
   say "libclang, which RocksDB's build reads headers with, is missing."
   if apt_install libclang-dev && has_libclang; then
@@ -105,12 +108,27 @@ need_toolchain() {
   die "libclang is missing and could not be installed: install it (Debian: libclang-dev, Fedora: clang-devel, macOS: brew install llvm), or set LIBCLANG_PATH to the folder that holds it."
 }
 
-# use_libclang VENV: PyPI's libclang comes without the compiler's own headers (stddef.h and its
-# kind), so the C compiler's are named.
+# use_libclang VENV: PyPI's libclang.
 use_libclang() {
   LIBCLANG_PATH=$(cat "$1/.path")
+  export LIBCLANG_PATH
+  need_clang_headers
+}
+
+# need_clang_headers: where libclang came without its own headers (stdbool.h and its kind), as from
+# PyPI or as Debian's bare libclang1, the C compiler's are named.
+need_clang_headers() {
+  local pattern
+  [ "$(uname)" = Linux ] && [ -z "${BINDGEN_EXTRA_CLANG_ARGS:-}" ] || return 0
+  if [ -z "${LIBCLANG_PATH:-}" ]; then
+    for pattern in '/usr/lib/llvm*/lib/clang/*/include' '/usr/lib*/clang/*/include' '/usr/local/lib*/clang/*/include'; do
+      compgen -G "$pattern/stdbool.h" >/dev/null && return
+    done
+  elif compgen -G "$LIBCLANG_PATH/clang/*/include/stdbool.h" >/dev/null; then
+    return
+  fi
   BINDGEN_EXTRA_CLANG_ARGS="-isystem $(cc -print-file-name=include)"
-  export LIBCLANG_PATH BINDGEN_EXTRA_CLANG_ARGS
+  export BINDGEN_EXTRA_CLANG_ARGS
 }
 
 # build LABEL ARGUMENTS...: cargo with these arguments. On a terminal cargo draws its own progress;
