@@ -48,6 +48,7 @@ fn drains_what_is_there_exactly_once() {
 fn survives_a_death_at_every_step() {
     logs();
     let c = Cluster::new();
+    c.feed(30);
     let mut db = StateDb::memory();
     for (n, death) in [
         Death::AfterSend,
@@ -59,10 +60,12 @@ fn survives_a_death_at_every_step() {
     .into_iter()
     .enumerate()
     {
-        c.feed(30);
         let mut thread = c.thread("a", &db);
-        *thread.broker_mut().death.lock() = Some(death);
+        let at = thread.broker_mut().death.clone();
         let run = Runner::start(thread);
+        c.wait_caught_up(WITHIN);
+        *at.lock() = Some(death);
+        c.feed(30);
         let error = run.join().unwrap_err();
         assert!(error.message().contains(KILLED), "{error}");
         if n % 2 == 1 {

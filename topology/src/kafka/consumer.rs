@@ -74,6 +74,8 @@ pub struct AttachedConsumer {
     /// An error found behind records already in the batch.
     pending: Option<Error>,
     last_topic: usize,
+    /// The leaders of all topics were asked for.
+    learnt: bool,
     complained: Option<Instant>,
 }
 
@@ -106,6 +108,7 @@ impl AttachedConsumer {
             reading: BTreeSet::new(),
             pending: None,
             last_topic: 0,
+            learnt: false,
             complained: None,
         })
     }
@@ -187,6 +190,11 @@ impl AttachedConsumer {
         if self.reading.contains(&partition) {
             self.seek(list)?;
         } else {
+            if !std::mem::replace(&mut self.learnt, true) {
+                for topic in &self.topics {
+                    learn_leaders(&self.consumer, topic);
+                }
+            }
             let assigned = self.consumer.incremental_assign(&list);
             assigned.map_err(|e| Error::Retry(format!("assigning partition {partition}: {e}")))?;
             self.reading.insert(partition);
@@ -381,6 +389,15 @@ impl Drop for AttachedConsumer {
         {
             tracing::debug!("unassign before close: {e}");
         }
+    }
+}
+
+/// Ask for a topic's leaders before it is assigned: librdkafka itself would only
+/// notice at its next look at the topics, up to a second later, that it has to.
+/// (Once it fetches, the question would wait behind the fetch.)
+pub(super) fn learn_leaders<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str) {
+    if let Err(e) = consumer.fetch_metadata(Some(topic), Duration::from_secs(2)) {
+        tracing::debug!("metadata of {topic}: {e}");
     }
 }
 

@@ -10,6 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use super::config::KafkaConfig;
+use super::consumer::learn_leaders;
 use super::errors;
 use crate::error::Error;
 use crate::record::{RecordBatch, TopicIdx};
@@ -22,6 +23,8 @@ pub(crate) struct RestoreConsumer {
     /// Positions as of the last poll.
     positions: Option<TopicPartitionList>,
     last_store: StoreId,
+    /// Changelogs whose leaders the client knows.
+    known: BTreeSet<StoreId>,
 }
 
 /// Bounds of one poll: about a tenth of a second of restoring.
@@ -42,6 +45,7 @@ impl RestoreConsumer {
             assigned: BTreeSet::new(),
             positions: None,
             last_store: 0,
+            known: BTreeSet::new(),
         })
     }
 
@@ -51,13 +55,18 @@ impl RestoreConsumer {
         for (store, from) in from.iter().enumerate() {
             let Some(from) = from else { continue };
             let topic = &self.changelogs[store];
+            if self.known.insert(store) {
+                learn_leaders(&self.consumer, topic);
+            }
             list.add_partition_offset(topic, partition, Offset::Offset(*from))
                 .map_err(|e| Error::fatal(format!("{topic}/{partition}@{from}: {e}")))?;
             self.assigned.insert((partition, store));
         }
         self.positions = None;
         let assigned = self.consumer.incremental_assign(&list);
-        assigned.map_err(|e| Error::Retry(format!("reading changelogs of task {partition}: {e}")))
+        assigned
+            .map_err(|e| Error::Retry(format!("reading changelogs of task {partition}: {e}")))?;
+        Ok(())
     }
 
     pub fn poll(&mut self, batch: &mut RecordBatch, timeout: Duration) -> Result<(), Error> {
@@ -121,6 +130,17 @@ impl RestoreConsumer {
         self.positions = None;
         if let Err(e) = self.consumer.incremental_unassign(&list) {
             tracing::warn!("restore consumer: unassign task {partition}: {e}");
+        }
+    }
+}
+
+impl Drop for RestoreConsumer {
+    /// librdkafka does not end while partitions that were assigned one by one
+    /// are still being fetched.
+    fn drop(&mut self) {
+        let partitions: BTreeSet<i32> = self.assigned.iter().map(|(p, _)| *p).collect();
+        for partition in partitions {
+            self.stop(partition);
         }
     }
 }

@@ -31,6 +31,9 @@ pub struct Cluster {
     /// Application id and prefix of every topic.
     pub app: String,
     producer: BaseProducer,
+    plain: BaseConsumer,
+    group: BaseConsumer,
+    reader: BaseConsumer,
 }
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -59,10 +62,24 @@ impl Cluster {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &bootstrap)
-            .set("linger.ms", "1");
+            .set("linger.ms", "1")
+            .set("reconnect.backoff.max.ms", "300");
+        let client = |group: &str, isolation: &str| -> BaseConsumer {
+            ClientConfig::new()
+                .set("bootstrap.servers", &bootstrap)
+                .set("reconnect.backoff.max.ms", "300")
+                .set("enable.auto.commit", "false")
+                .set("group.id", group)
+                .set("isolation.level", isolation)
+                .create()
+                .unwrap()
+        };
         let this = Self {
             dev,
             producer: config.create().unwrap(),
+            plain: client(&format!("{app}-plain"), "read_uncommitted"),
+            group: client(&app, "read_uncommitted"),
+            reader: client(&format!("{app}-check"), "read_committed"),
             bootstrap,
             app,
         };
@@ -192,24 +209,10 @@ impl Cluster {
         StreamThread::new(&t, broker, db.clone(), config, Hooks::default())
     }
 
-    fn reader(&self) -> BaseConsumer {
-        ClientConfig::new()
-            .set("bootstrap.servers", &self.bootstrap)
-            .set("group.id", format!("{}-check", self.app))
-            .set("isolation.level", "read_committed")
-            .set("enable.auto.commit", "false")
-            .create()
-            .unwrap()
-    }
-
     /// Ends of the inputs as the group must have committed them.
     pub fn input_ends(&self) -> BTreeMap<(String, i32), i64> {
         let mut ends = BTreeMap::new();
-        let plain: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.bootstrap)
-            .set("isolation.level", "read_uncommitted")
-            .create()
-            .unwrap();
+        let plain = &self.plain;
         for topic in toy::SOURCES {
             for p in 0..PARTITIONS {
                 let marks = plain.fetch_watermarks(&self.name(topic), p, Duration::from_secs(5));
@@ -220,16 +223,11 @@ impl Cluster {
     }
 
     pub fn committed(&self) -> BTreeMap<(String, i32), i64> {
-        let group: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.bootstrap)
-            .set("group.id", &self.app)
-            .create()
-            .unwrap();
         let mut list = TopicPartitionList::new();
         for topic in toy::SOURCES {
             list.add_partition_range(&self.name(topic), 0, PARTITIONS - 1);
         }
-        let all = group.committed_offsets(list, Duration::from_secs(10));
+        let all = self.group.committed_offsets(list, Duration::from_secs(10));
         let all = all.unwrap();
         let found = all.elements().into_iter().filter_map(|e| {
             let at = e.offset().to_raw().filter(|at| *at >= 0)?;
@@ -265,12 +263,15 @@ impl Cluster {
 impl Logs for Cluster {
     fn read(&self, topic: &str, partition: i32) -> Vec<Entry> {
         let name = self.name(topic);
-        let reader = self.reader();
+        let reader = &self.reader;
         let (low, high) = reader
             .fetch_watermarks(&name, partition, Duration::from_secs(10))
             .unwrap();
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&name, partition, Offset::Offset(low))
+            .unwrap();
+        reader
+            .fetch_metadata(Some(&name), Duration::from_secs(5))
             .unwrap();
         reader.assign(&list).unwrap();
         let mut all = Vec::new();
@@ -280,14 +281,15 @@ impl Logs for Cluster {
             let at = position.find_partition(&name, partition).unwrap().offset();
             let at = at.to_raw().unwrap_or(-1);
             if at >= high || high == low {
+                reader.unassign().unwrap();
                 return all;
             }
             assert!(
                 Instant::now() < by,
                 "{name}/{partition} stands at {at} of {high}"
             );
-            if let Some(message) = reader.poll(Duration::from_millis(20)) {
-                let m = message.unwrap();
+            // Errors are of the connection; the client makes a new one.
+            if let Some(Ok(m)) = reader.poll(Duration::from_millis(20)) {
                 let key = m.key().unwrap_or_default().to_vec();
                 all.push((m.offset(), key, m.payload().map(<[u8]>::to_vec)));
             }
