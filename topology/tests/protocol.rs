@@ -372,3 +372,62 @@ fn leaving_hands_the_partitions_back() {
     while !p.turn().unwrap() {}
     assert!(kafka.owned("a").is_empty());
 }
+
+/// A registry that can be away; knows values that begin with a digit.
+struct Registry {
+    away: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    asked: std::sync::Arc<std::sync::atomic::AtomicU32>,
+    settled: bool,
+}
+
+impl finlake_topology::SchemaGate for Registry {
+    fn known(&self, record: &finlake_topology::Record<'_>) -> bool {
+        self.settled || record.value != Some(b"?")
+    }
+
+    fn resolve(&mut self, _: &finlake_topology::Record<'_>) -> finlake_topology::Resolution {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        match self.away.load(Ordering::Relaxed) {
+            true => finlake_topology::Resolution::Unreachable("no route".into()),
+            false => {
+                self.settled = true;
+                finlake_topology::Resolution::Poison
+            }
+        }
+    }
+}
+
+#[test]
+fn an_unreachable_registry_holds_the_input_back_and_never_dead_letters() {
+    let (kafka, mut p) = one();
+    p.crash();
+    let away = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let asked = std::sync::Arc::<std::sync::atomic::AtomicU32>::default();
+    p.gate = Some(Box::new(Registry {
+        away: away.clone(),
+        asked: asked.clone(),
+        settled: false,
+    }));
+    kafka.produce("in", 0, "k", "1");
+    kafka.produce("in", 0, "k", "?");
+    let behind = kafka.produce("in", 0, "k", "2");
+    kafka.produce("aux", 0, "k", "3");
+    kafka.produce("in", 1, "k", "4");
+    p.up().unwrap();
+    p.turns(400);
+    // Up to the unknown record, and everything else, is committed.
+    assert_eq!(kafka.committed_offset("in", 0), Some(behind - 1));
+    assert_eq!(kafka.committed_offset("aux", 0), Some(2));
+    assert_eq!(kafka.committed_offset("in", 1), Some(6));
+    assert!(kafka.read("in.dlq", 0).is_empty());
+    kafka.produce("in", 0, "k", "5");
+    let before = asked.load(Ordering::Relaxed);
+    assert!(before > 1, "it asks again");
+    away.store(false, Ordering::Relaxed);
+    drained(&mut p);
+    assert_eq!(
+        kafka.read("in.dlq", 0).len(),
+        1,
+        "poison once the registry says so"
+    );
+}

@@ -71,6 +71,7 @@ impl Cluster {
                 .set("enable.auto.commit", "false")
                 .set("group.id", group)
                 .set("isolation.level", isolation)
+                .set("fetch.wait.max.ms", "10")
                 .create()
                 .unwrap()
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use finlake_topology::state::StateDb;
 use finlake_topology::thread::{Control, Hooks, StreamThread, ThreadConfig};
-use finlake_topology::{Error, TopicIdx};
+use finlake_topology::{Error, SchemaGate};
 
 use super::mock::{CRASH, Kafka, MockBroker};
 use super::toy::{self, APP, LedgerLine, SINKS, SOURCES, Toy};
@@ -16,6 +16,8 @@ pub struct Process {
     pub db: StateDb,
     pub thread: Option<StreamThread<Toy, MockBroker>>,
     pub control: Control,
+    /// Taken by the next start.
+    pub gate: Option<Box<dyn SchemaGate>>,
 }
 
 pub fn config() -> ThreadConfig {
@@ -30,6 +32,7 @@ impl Process {
             db: StateDb::memory(),
             thread: None,
             control: Control::default(),
+            gate: None,
         }
     }
 
@@ -41,6 +44,7 @@ impl Process {
         let broker = self.kafka.rejoin(&self.id);
         let hooks = Hooks {
             clock: Box::new(self.kafka.clock()),
+            gate: self.gate.take(),
             ..Hooks::default()
         };
         let t = toy::topology();
@@ -195,6 +199,5 @@ pub fn check_store(process: &Process, partition: i32) {
             process.kafka.committed_offset(at, partition),
             Some(position)
         );
-        let _ = TopicIdx(topic as u16);
     }
 }
