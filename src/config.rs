@@ -24,7 +24,12 @@ use finlake_market::Intervals;
 use secret::is_secret_property;
 
 /// Environment variables of the command line itself; they are not keys.
-pub const RESERVED_ENV: &[&str] = &["FINLAKE_DATA", "FINLAKE_CONFIG", "FINLAKE_OUTPUT"];
+pub const RESERVED_ENV: &[&str] = &[
+    "FINLAKE_DATA",
+    "FINLAKE_CONFIG",
+    "FINLAKE_OUTPUT",
+    "FINLAKE_LOG",
+];
 
 /// The data folder when neither `--data` nor `--config` is given.
 pub const DEFAULT_DATA_DIR: &str = "finlake-data";
@@ -471,7 +476,9 @@ fn warehouse_url(layers: &mut Layers, warehouse: &str) -> String {
     }
     let path = std::path::absolute(warehouse).unwrap_or_else(|_| PathBuf::from(warehouse));
     // Not percent-encoded: the other engines take these locations literally, too.
-    format!("file://{}", path.display()).trim_end_matches('/').to_owned()
+    format!("file://{}", path.display())
+        .trim_end_matches('/')
+        .to_owned()
 }
 
 /// What must hold between keys.

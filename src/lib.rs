@@ -4,11 +4,14 @@
 
 pub mod app;
 pub mod cli;
+pub mod commands;
 pub mod config;
+pub mod demo;
 pub mod generate;
 pub mod ingest;
 pub mod output;
 pub mod parts;
+pub mod run;
 pub mod serve;
 pub mod sink;
 pub mod topics;

@@ -124,3 +124,23 @@ fn dead_letters_are_named_by_partition_and_offset() {
         assert!(parse(bad).is_err(), "{bad}");
     }
 }
+
+/// What users read. A changed text shows in review; `INSTA_UPDATE=always` takes it over.
+#[test]
+fn help_texts() {
+    let mut command = Cli::command().term_width(100);
+    command.build();
+    let mut text = format!("{}\n", command.clone().render_long_help());
+    let mut all = Vec::new();
+    leaves(&command, "finlake", &mut all);
+    for (path, sub) in all {
+        // The options of every command stand in the first text.
+        let sub = sub.clone().mut_args(|arg| match arg.get_help_heading() {
+            Some("Everywhere") => arg.hide(true),
+            _ => arg,
+        });
+        let help = sub.clone().render_long_help();
+        text.push_str(&format!("──── {path}\n\n{help}\n"));
+    }
+    insta::assert_snapshot!("help", text);
+}

@@ -3,7 +3,7 @@
 //! It is the real application on the embedded broker: nothing here takes part in processing. It produces, waits until
 //! the tables hold what was produced, asks the tables, and prints.
 
-mod market;
+pub mod market;
 mod show;
 
 use std::collections::BTreeMap;

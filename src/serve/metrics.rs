@@ -3,6 +3,7 @@
 //! Names follow the Prometheus conventions; `docs/metrics.md` lists them, and a test keeps the two equal. Nothing here
 //! is on the path of a record: observers are told once per commit.
 
+use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use finlake_lakehouse::{Outcome, Table};
@@ -18,9 +19,20 @@ const LATENCY: &[f64] = &[
 ];
 const END_TO_END: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 3600.0];
 
+/// A metric as the documentation lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    pub name: String,
+    pub kind: &'static str,
+    pub labels: String,
+    pub help: String,
+}
+
 /// All metrics and the registry they are in.
 pub struct Metrics {
     pub registry: Registry,
+    /// All of them, in the order of their registration; a metric without a value yet is not in the registry's output.
+    pub described: Vec<Described>,
     records: IntCounterVec,
     outputs: IntCounterVec,
     counted: IntCounterVec,
@@ -53,34 +65,44 @@ impl Metrics {
     /// Two metrics of one name, which is a defect.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
+        let described = RefCell::new(Vec::new());
+        let note = |kind: &'static str, name: &str, help: &str, labels: &[&str]| {
+            described.borrow_mut().push(Described {
+                name: name.to_owned(),
+                kind,
+                labels: labels.join(", "),
+                help: help.to_owned(),
+            });
+        };
         let counter = |name: &str, help: &str, labels: &[&str]| {
+            note("counter", name, help, labels);
             let c = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(c.clone()))?;
             Ok::<_, prometheus::Error>(c)
         };
         let gauge = |name: &str, help: &str, labels: &[&str]| {
+            note("gauge", name, help, labels);
             let g = IntGaugeVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(g.clone()))?;
             Ok::<_, prometheus::Error>(g)
         };
         let histogram = |name: &str, help: &str, labels: &[&str]| {
+            note("histogram", name, help, labels);
             let opts = HistogramOpts::new(name, help).buckets(LATENCY.to_vec());
             let h = HistogramVec::new(opts, labels)?;
             registry.register(Box::new(h.clone()))?;
             Ok::<_, prometheus::Error>(h)
         };
-        let frontier_seconds = IntGauge::new(
-            "finlake_frontier_timestamp_seconds",
-            "System time up to which all tables are whole, seconds since 1970; time() minus it is the frontier's age.",
-        )?;
+        let name = "finlake_frontier_timestamp_seconds";
+        let help = "System time up to which all tables are whole, seconds since 1970; time() minus it is the frontier's age.";
+        note("gauge", name, help, &[]);
+        let frontier_seconds = IntGauge::new(name, help)?;
         registry.register(Box::new(frontier_seconds.clone()))?;
-        let end_to_end = Histogram::with_opts(
-            HistogramOpts::new(
-                "finlake_end_to_end_seconds",
-                "From a record's Kafka timestamp to the snapshot that holds it; oldest and newest record of each table commit.",
-            )
-            .buckets(END_TO_END.to_vec()),
-        )?;
+        let name = "finlake_end_to_end_seconds";
+        let help =
+            "From a record's Kafka timestamp to the snapshot that holds it; oldest and newest record of each table commit.";
+        note("histogram", name, help, &[]);
+        let end_to_end = Histogram::with_opts(HistogramOpts::new(name, help).buckets(END_TO_END.to_vec()))?;
         registry.register(Box::new(end_to_end.clone()))?;
         Ok(Metrics {
             records: counter("finlake_stream_records_total", "Input records of committed transactions.", &["topic"])?,
@@ -106,6 +128,7 @@ impl Metrics {
             sink_retries: counter("finlake_sink_retries_total", "Failures after which the sink read the tables again.", &[])?,
             frontier_seconds,
             end_to_end,
+            described: described.take(),
             registry,
         })
     }
@@ -240,5 +263,56 @@ impl SinkObserver for SinkListener {
     fn retried(&mut self, _why: &str) {
         let none: [&str; 0] = [];
         self.0.sink_retries.with_label_values(&none).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEGIN: &str = "<!-- metrics: begin (made from src/serve) -->\n\n";
+    const END: &str = "<!-- metrics: end -->";
+
+    fn table(described: &[Described]) -> String {
+        let mut text = String::from("| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n");
+        for d in described {
+            let labels = if d.labels.is_empty() { "–" } else { &d.labels };
+            text.push_str(&format!("| `{}` | {} | {labels} | {} |\n", d.name, d.kind, d.help));
+        }
+        text.push('\n');
+        text
+    }
+
+    #[test]
+    fn the_documentation_lists_every_metric() {
+        let mut described = Metrics::new().unwrap().described;
+        described.extend(crate::serve::process_metrics());
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let doc = std::fs::read_to_string(path).unwrap();
+        let (head, rest) = doc.split_once(BEGIN).expect("marker missing");
+        let (old, tail) = rest.split_once(END).expect("marker missing");
+        if old != table(&described) {
+            if std::env::var_os("UPDATE_DOCS").is_some() {
+                std::fs::write(path, format!("{head}{BEGIN}{}{END}{tail}", table(&described))).unwrap();
+                return;
+            }
+            panic!("docs/metrics.md is old: run this test with UPDATE_DOCS=1");
+        }
+    }
+
+    /// Prometheus' naming: a prefix, base units, `_total` for counters and for nothing else.
+    #[test]
+    fn names_follow_the_conventions() {
+        let metrics = Metrics::new().unwrap();
+        assert!(metrics.described.len() > 20);
+        for d in &metrics.described {
+            assert!(d.name.starts_with("finlake_"), "{}", d.name);
+            assert_eq!(d.kind == "counter", d.name.ends_with("_total"), "{}", d.name);
+            assert!(!d.name.contains("_ms") && !d.name.contains("millis"), "{}", d.name);
+            assert!(d.help.ends_with('.'), "{}", d.name);
+            if d.kind == "histogram" {
+                assert!(d.name.ends_with("_seconds") || d.name.ends_with("_bytes"), "{}", d.name);
+            }
+        }
     }
 }

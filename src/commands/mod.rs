@@ -1,0 +1,33 @@
+//! One function per command. Each takes the checked configuration and its arguments, prints results to stdout and
+//! remarks to stderr, and gives the exit code: 0 done, 1 done and something differs. An error is exit code 2.
+
+pub mod config;
+pub mod devkafka;
+pub mod dlq;
+pub mod ingest;
+mod letters;
+pub mod query;
+mod redrive;
+pub mod schemas;
+pub mod tables;
+pub mod topics;
+pub mod topology;
+pub mod version;
+
+use std::io::{self, StdoutLock};
+
+use crate::cli::Global;
+use crate::output::{Kind, Printer};
+
+/// Exit code: done.
+pub const SAME: u8 = 0;
+/// Exit code: done, and something differs.
+pub const DIFFERS: u8 = 1;
+
+/// A printer on stdout in the format asked for.
+fn printer(global: &Global, columns: &[(&str, Kind)]) -> io::Result<Printer<StdoutLock<'static>>> {
+    Printer::new(io::stdout().lock(), global.format(), columns)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! `finlake tables`: what the tables hold, their snapshots, positions and files.
+
+use std::io;
+
+use anyhow::{Result, bail};
+use finlake_lakehouse::{Table, inspect};
+
+use crate::cli::{Global, TablesArgs, TablesCommand};
+use crate::config::Config;
+use crate::output::{Kind, Printer, format_bytes, format_instant};
+use crate::parts;
+
+fn chosen(name: Option<&String>) -> Result<Vec<Table>> {
+    match name {
+        None => Ok(Table::ALL.to_vec()),
+        Some(name) => match Table::parse(name) {
+            Some(table) => Ok(vec![table]),
+            None => bail!(
+                "there is no table {name}; there are {}",
+                Table::ALL.map(|t| t.to_string()).join(", ")
+            ),
+        },
+    }
+}
+
+fn time(at: Option<i64>) -> Option<String> {
+    at.map(format_instant)
+}
+
+/// Runs the command. Exit code 1 if another engine moved a table.
+///
+/// # Errors
+/// No such table, catalog or storage.
+pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let lake = runtime.block_on(parts::open_lake(config))?;
+    let out = io::stdout().lock();
+    let format = global.format();
+    let (text, number) = (Kind::Text, Kind::Number);
+    let mut moved = false;
+    match &args.command {
+        None => {
+            let columns = [
+                ("table", text),
+                ("rows", number),
+                ("files", number),
+                ("size", text),
+                ("snapshots", number),
+                ("newest_snapshot", text),
+                ("frontier", text),
+                ("state", text),
+            ];
+            let mut printer = Printer::new(out, format, &columns)?;
+            for t in runtime.block_on(inspect::tables(&lake))? {
+                moved |= t.moved;
+                let state = match (t.exists, t.moved) {
+                    (false, _) => "not created yet",
+                    (true, true) => "moved by another engine",
+                    (true, false) => "ok",
+                };
+                printer.row(vec![
+                    Some(t.table.to_string()),
+                    Some(t.rows.to_string()),
+                    Some(t.files.to_string()),
+                    Some(format_bytes(t.bytes)),
+                    Some(t.snapshots.to_string()),
+                    time(t.newest),
+                    time(t.frontier),
+                    Some(state.into()),
+                ])?;
+            }
+            printer.finish(&[])?;
+        }
+        Some(TablesCommand::Snapshots { table, limit }) => {
+            let columns = [
+                ("table", text),
+                ("snapshot_id", number),
+                ("sequence", number),
+                ("committed_at", text),
+                ("operation", text),
+                ("added_rows", number),
+                ("removed_rows", number),
+                ("added_files", number),
+                ("removed_files", number),
+                ("total_rows", number),
+                ("total_files", number),
+            ];
+            let mut printer = Printer::new(out, format, &columns)?;
+            for table in chosen(table.as_ref())? {
+                for s in runtime.block_on(inspect::snapshots(&lake, table, *limit))? {
+                    printer.row(vec![
+                        Some(s.table.to_string()),
+                        Some(s.id.to_string()),
+                        Some(s.sequence.to_string()),
+                        Some(format_instant(s.time)),
+                        Some(s.operation),
+                        Some(s.added_rows.to_string()),
+                        Some(s.removed_rows.to_string()),
+                        Some(s.added_files.to_string()),
+                        Some(s.removed_files.to_string()),
+                        Some(s.total_rows.to_string()),
+                        Some(s.total_files.to_string()),
+                    ])?;
+                }
+            }
+            printer.finish(&[])?;
+        }
+        Some(TablesCommand::Offsets { table }) => {
+            let columns = [
+                ("table", text),
+                ("partition", number),
+                ("commit", number),
+                ("input_end", number),
+                ("frontier", text),
+                ("state", text),
+            ];
+            let mut printer = Printer::new(out, format, &columns)?;
+            for table in chosen(table.as_ref())? {
+                for o in runtime.block_on(inspect::offsets(&lake, table))? {
+                    moved |= o.moved;
+                    printer.row(vec![
+                        Some(o.table.to_string()),
+                        Some(o.partition.to_string()),
+                        Some(o.commit.to_string()),
+                        Some(o.input_end.to_string()),
+                        Some(format_instant(o.frontier)),
+                        Some(if o.moved { "moved" } else { "ok" }.into()),
+                    ])?;
+                }
+            }
+            printer.finish(&[])?;
+        }
+        Some(TablesCommand::Files { table }) => {
+            let columns = [
+                ("table", text),
+                ("kind", text),
+                ("files", number),
+                ("rows", number),
+                ("bytes", number),
+                ("largest", number),
+            ];
+            let mut printer = Printer::new(out, format, &columns)?;
+            for table in chosen(table.as_ref())? {
+                for f in runtime.block_on(inspect::files(&lake, table))? {
+                    printer.row(vec![
+                        Some(f.table.to_string()),
+                        Some(f.kind.to_string()),
+                        Some(f.files.to_string()),
+                        Some(f.rows.to_string()),
+                        Some(f.bytes.to_string()),
+                        Some(f.largest.to_string()),
+                    ])?;
+                }
+            }
+            printer.finish(&[])?;
+        }
+    }
+    Ok(u8::from(moved))
+}

@@ -1,0 +1,11 @@
+//! End to end: the program as users run it, on recorded and generated markets, on the embedded broker and on Apache
+//! Kafka, checked against published klines and against an independent batch recomputation.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod capture;
+mod exact;
+mod faults;
+mod oracle;
+mod rows;
