@@ -109,10 +109,10 @@ impl Market {
         let mut rng = Rng::new(spec.seed);
         let names = (0..spec.symbols).map(symbol_name).collect();
         let walks = (0..spec.symbols)
-            .map(|_| Walk {
+            .map(|i| Walk {
                 next_id: 1_000 + rng.below(1 << 32) as i64,
-                level: 2_000 + rng.below(8_000) as i64,
-                tick: 10i128.pow(4 + rng.below(5) as u32),
+                level: 5_000 + rng.below(5_000) as i64,
+                tick: TICKS.get(i).copied().unwrap_or(10i128.pow(4 + rng.below(5) as u32)),
             })
             .collect();
         Self {
@@ -129,6 +129,9 @@ impl Market {
         &self.names
     }
 }
+
+/// Price steps (1e-8) of the well-known names, so that prices look like theirs.
+const TICKS: [i128; 8] = [1_000_000_000, 50_000_000, 3_000_000, 10_000_000, 30_000, 10_000, 4_000, 500_000];
 
 /// Well-known names first, then `SIM0008USDT` and so on.
 fn symbol_name(i: usize) -> String {

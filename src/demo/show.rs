@@ -93,7 +93,7 @@ impl Show<'_> {
     fn as_of(&self, story: &Story) -> Result<()> {
         let at = story.frontier;
         let bar = self.first(&format!(
-            "select symbol, cast(bar_start as varchar) from silver.market_ohlcv where bar_interval = '1h' \
+            "select symbol, cast(bar_start as bigint) as start from silver.market_ohlcv where bar_interval = '1h' \
              and is_current and prev_sys_from is not null and cast(sys_from as bigint) > {at} and stage = 'closed' \
              order by bar_start, symbol limit 1"
         ))?;
@@ -103,7 +103,7 @@ impl Show<'_> {
         let sql = format!(
             "select symbol, bar_start, open, high, low, close, volume, trade_count as trades, revision \
              from silver.market_ohlcv where symbol = '{symbol}' and bar_interval = '1h' \
-             and cast(bar_start as varchar) = '{start}' and is_current"
+             and cast(bar_start as bigint) = {start} and is_current"
         );
         let frontier = format_instant(at);
         heading(&format!(

@@ -20,6 +20,8 @@ pub struct Pending {
     input_start: [Option<i64>; 3],
     frontier: i64,
     rows: usize,
+    /// Offset of the first ledger entry taken in: where reading must begin if these rows are lost.
+    first_entry: Option<i64>,
     /// Kafka timestamp (ms) of the oldest input record, for the end-to-end latency.
     oldest_ms: Option<i64>,
     newest_ms: Option<i64>,
@@ -51,6 +53,7 @@ impl Pending {
             input_start: [None; 3],
             frontier: 0,
             rows: 0,
+            first_entry: None,
             oldest_ms: None,
             newest_ms: None,
         })
@@ -59,6 +62,11 @@ impl Pending {
     /// Rows gathered, over the three tables.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Offset of the first ledger entry taken in.
+    pub fn first_entry(&self) -> Option<i64> {
+        self.first_entry
     }
 
     /// Whether there is nothing to commit, not even a frontier.
@@ -76,9 +84,10 @@ impl Pending {
     /// # Errors
     /// [`TakeError`]; the pending rows are then no longer whole and must be dropped.
     pub fn take(&mut self, codec: &Codec, assembler: &Assembler, ready: Ready) -> Result<(), TakeError> {
-        let Some((_, entry)) = assembler.entry() else {
+        let Some((offset, entry)) = assembler.entry() else {
             return Ok(());
         };
+        self.first_entry.get_or_insert(offset);
         let ticks = entry.inputs.iter().find(|i| i.topic == topics::TICKS);
         let (start, end) = ticks.map_or((0, 0), |r| (r.start, r.end));
         self.frontier = self.frontier.max(entry.system_time);

@@ -470,7 +470,7 @@ impl Sink {
             )
         });
         // Every table that has committed is told of, even if another has failed.
-        let mut failed = None;
+        let mut failed: Option<LakeError> = None;
         for outcome in [outcomes.0, outcomes.1, outcomes.2] {
             match outcome {
                 Ok((table, outcome, took)) => {
@@ -480,7 +480,9 @@ impl Sink {
                     drop(status);
                     self.observer.committed(table, &outcome, took);
                 }
-                Err(e) => failed = Some(failed.map_or(e, |f: LakeError| if f.is_transient() { f } else { f })),
+                // What needs a human goes before what a retry mends.
+                Err(e) if failed.as_ref().is_none_or(LakeError::is_transient) => failed = Some(e),
+                Err(_) => {}
             }
         }
         self.publish();
@@ -517,7 +519,9 @@ impl Sink {
     fn tell_tools(&self) {
         let mut all = Vec::new();
         for (&partition, part) in &self.parts {
-            if let Some(offsets) = part.assembler.resume_offsets(part.ledger_position) {
+            if let Some(mut offsets) = part.assembler.resume_offsets(part.ledger_position) {
+                // Entries that were taken in and are not in the tables yet (heartbeats wait) are read again.
+                offsets[0] = part.pending.first_entry().unwrap_or(offsets[0]);
                 all.push((partition, offsets.to_vec()));
             }
         }

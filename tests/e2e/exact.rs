@@ -1,7 +1,7 @@
 //! Exactly once on Apache Kafka: several instances, kills, pauses; afterwards the tables equal the batch recomputation.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use finlake::generate::Rng;
@@ -207,24 +207,6 @@ pub fn market(world: &World, seed: u64, symbols: usize, trades: u64) -> Vec<finl
     let mut feed = finlake::demo::market::feed(seed, symbols, trades, &world.codec).unwrap();
     feed.first.append(&mut feed.late);
     feed.first
-}
-
-/// What `finlake tables offsets` says: the least input position over the tables, summed over partitions.
-pub fn reached(data: &Path) -> i64 {
-    let ran = Finlake::new().data(data).args(["tables", "offsets", "--output", "json"]).run(secs(60));
-    if ran.code != 0 {
-        return 0;
-    }
-    let mut least = std::collections::BTreeMap::new();
-    let json = ran.json();
-    let all = json.as_array().or_else(|| json["rows"].as_array()).cloned().unwrap_or_default();
-    for row in all {
-        let p = row["partition"].as_i64().unwrap_or(-1);
-        let end = row["input_end"].as_i64().unwrap_or(0);
-        let at = least.entry(p).or_insert(end);
-        *at = end.min(*at);
-    }
-    least.values().sum()
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use finlake_schemas::{Codec, Dec8, Dec16};
+use finlake_schemas::Codec;
 
 /// A record of `market.ticks`.
 #[derive(Debug, Clone)]
@@ -57,6 +57,13 @@ pub fn interval_us(name: &str) -> i64 {
 }
 
 const DAY: i64 = 86_400_000_000;
+
+/// A decimal with all the digits of its column, as SQL prints it.
+fn fixed(units: i128, scale: usize) -> String {
+    let digits = format!("{:0width$}", units.abs(), width = scale + 1);
+    let (whole, fraction) = digits.split_at(digits.len() - scale);
+    format!("{}{whole}.{fraction}", if units < 0 { "-" } else { "" })
+}
 
 /// Recomputes everything. `intervals` as configured; 1d is added if it is missing.
 pub fn recompute(inputs: &[Input], codec: &Codec, intervals: &[&str], max_ahead_us: i64) -> Expected {
@@ -153,15 +160,15 @@ fn bar_line(key: &BarKey, trades: &[&Trade]) -> String {
         key.1,
         key.2,
         key.3,
-        Dec8(first.price),
-        Dec8(trades.iter().map(|t| t.price).max().expect("a trade")),
-        Dec8(trades.iter().map(|t| t.price).min().expect("a trade")),
-        Dec8(last.price),
-        Dec8(volume),
-        Dec16(quote),
+        fixed(first.price, 8),
+        fixed(trades.iter().map(|t| t.price).max().expect("a trade"), 8),
+        fixed(trades.iter().map(|t| t.price).min().expect("a trade"), 8),
+        fixed(last.price, 8),
+        fixed(volume, 8),
+        fixed(quote, 16),
         trades.iter().map(|t| t.count).sum::<i64>(),
-        Dec8(taker_base),
-        Dec16(taker_quote),
+        fixed(taker_base, 8),
+        fixed(taker_quote, 16),
         first.time,
         first.id,
         last.time,
@@ -201,7 +208,7 @@ fn gold(symbol: &(String, String), closes: &[(i64, i128)], into: &mut BTreeSet<S
             symbol.0,
             symbol.1,
             closes[i].0.div_euclid(DAY),
-            Dec8(closes[i].1),
+            fixed(closes[i].1, 8),
             round9(back(1)),
             round9(back(30)),
             round9(back(90)),
