@@ -44,7 +44,10 @@ pub fn pipeline_config(config: &Config) -> PipelineConfig {
     PipelineConfig {
         app_id: config.kafka.application_id.clone(),
         intervals: config.stream.intervals.list().to_vec(),
-        emit: config.stream.emit.map_or(Emit::Commit, |every| Emit::Every(micros(every))),
+        emit: config
+            .stream
+            .emit
+            .map_or(Emit::Commit, |every| Emit::Every(micros(every))),
         checkpoint_every: micros(config.stream.checkpoint_every),
         correct_every: micros(config.stream.correct_every),
         idle_checkpoint: micros(config.stream.idle_checkpoint),
@@ -67,7 +70,11 @@ pub fn pipeline_config(config: &Config) -> PipelineConfig {
 /// How one thread or sink of this instance reaches Kafka. `suffix` tells roles of one process apart.
 pub fn kafka_config(config: &Config, suffix: &str, thread: usize) -> KafkaConfig {
     let app = format!("{}{suffix}", config.kafka.application_id);
-    let mut kafka = KafkaConfig::new(&config.kafka.bootstrap_servers, &app, &config.kafka.instance_id);
+    let mut kafka = KafkaConfig::new(
+        &config.kafka.bootstrap_servers,
+        &app,
+        &config.kafka.instance_id,
+    );
     kafka.thread = thread;
     kafka.properties = config.kafka.client_properties().0.into_iter().collect();
     kafka.properties.remove("bootstrap.servers");
@@ -89,7 +96,8 @@ impl App {
         let codec = Arc::new(codec);
         let topology = finlake_pipeline::build(&pipeline_config(&config), codec.clone())?;
         if create {
-            let made = crate::topics::ensure(&config, &crate::topics::wanted(&config, &topology)).await?;
+            let made =
+                crate::topics::ensure(&config, &crate::topics::wanted(&config, &topology)).await?;
             if !made.is_empty() {
                 tracing::info!("created {} topics: {}", made.len(), made.join(", "));
             }
@@ -195,7 +203,9 @@ impl Streams {
     pub fn join(self) -> Result<()> {
         let mut first = None;
         for thread in self.threads {
-            let outcome = thread.join().unwrap_or_else(|_| Err("a stream thread panicked; this is a bug".into()));
+            let outcome = thread
+                .join()
+                .unwrap_or_else(|_| Err("a stream thread panicked; this is a bug".into()));
             if let Err(e) = outcome {
                 // One failed thread must not leave the others running half an application.
                 self.control.stop.store(true, Ordering::Relaxed);
@@ -280,7 +290,12 @@ async fn prepare_lake(app: &App) -> Result<Lakehouse> {
     let kafka = kafka_config(&app.config, "-sink", 0);
     let facts = finlake_topology::kafka::cluster_facts(
         &kafka,
-        &[topics::TICKS, topics::OHLCV, topics::METRICS, topics::LEDGER],
+        &[
+            topics::TICKS,
+            topics::OHLCV,
+            topics::METRICS,
+            topics::LEDGER,
+        ],
     )?;
     let ids = KafkaIds {
         cluster_id: facts.cluster_id,

@@ -112,7 +112,10 @@ impl Market {
             .map(|i| Walk {
                 next_id: 1_000 + rng.below(1 << 32) as i64,
                 level: 5_000 + rng.below(5_000) as i64,
-                tick: TICKS.get(i).copied().unwrap_or(10i128.pow(4 + rng.below(5) as u32)),
+                tick: TICKS
+                    .get(i)
+                    .copied()
+                    .unwrap_or(10i128.pow(4 + rng.below(5) as u32)),
             })
             .collect();
         Self {
@@ -131,7 +134,16 @@ impl Market {
 }
 
 /// Price steps (1e-8) of the well-known names, so that prices look like theirs.
-const TICKS: [i128; 8] = [1_000_000_000, 50_000_000, 3_000_000, 10_000_000, 30_000, 10_000, 4_000, 500_000];
+const TICKS: [i128; 8] = [
+    1_000_000_000,
+    50_000_000,
+    3_000_000,
+    10_000_000,
+    30_000,
+    10_000,
+    4_000,
+    500_000,
+];
 
 /// Well-known names first, then `SIM0008USDT` and so on.
 fn symbol_name(i: usize) -> String {
@@ -164,7 +176,8 @@ impl Iterator for Market {
             self.rng.below(n)
         } as usize;
         let time = segment.start
-            + (i128::from(segment.span) * i128::from(self.made) / i128::from(segment.trades)) as i64;
+            + (i128::from(segment.span) * i128::from(self.made) / i128::from(segment.trades))
+                as i64;
         self.made += 1;
         let step = self.rng.below(7) as i64 - 3;
         let walk = &mut self.walks[symbol];

@@ -45,7 +45,9 @@ fn logging(config: Option<&Config>, default: &str) {
     use tracing_subscriber::EnvFilter;
     let filter = config.map_or(default, |c| c.log.filter.as_str());
     let filter = EnvFilter::try_from_env("FINLAKE_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let terminal = std::io::stderr().is_terminal();
     let json = config.is_some_and(|c| c.log.format == LogFormat::Json);
     // A second initialisation (tests) keeps the first.
@@ -78,7 +80,9 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             let runtime = Runtime::new()?;
             run::run(global, config, args, runtime.handle()).map(|()| 0)
         }
-        Command::Ingest(IngestCommand::File(args)) => commands::ingest::file(global, &load()?, args).map(|()| 0),
+        Command::Ingest(IngestCommand::File(args)) => {
+            commands::ingest::file(global, &load()?, args).map(|()| 0)
+        }
         Command::Query(args) => commands::query::run(global, &load()?, args),
         Command::Tables(args) => commands::tables::run(global, &load()?, args),
         Command::Dlq(command) => commands::dlq::run(global, &load()?, command),

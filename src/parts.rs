@@ -14,7 +14,11 @@ use crate::config::{Catalog, Config};
 pub fn registry(config: &Config) -> RegistryConfig {
     let mut registry = RegistryConfig::new(&config.registry.url);
     registry.user.clone_from(&config.registry.user);
-    registry.password = config.registry.password.as_ref().map(|s| s.reveal().to_owned());
+    registry.password = config
+        .registry
+        .password
+        .as_ref()
+        .map(|s| s.reveal().to_owned());
     registry
 }
 
@@ -32,11 +36,17 @@ pub fn lake(config: &Config) -> LakeConfig {
     put("s3.access-key-id", lake.s3.access_key_id.clone());
     put(
         "s3.secret-access-key",
-        lake.s3.secret_access_key.as_ref().map(|s| s.reveal().to_owned()),
+        lake.s3
+            .secret_access_key
+            .as_ref()
+            .map(|s| s.reveal().to_owned()),
     );
     put(
         "s3.session-token",
-        lake.s3.session_token.as_ref().map(|s| s.reveal().to_owned()),
+        lake.s3
+            .session_token
+            .as_ref()
+            .map(|s| s.reveal().to_owned()),
     );
     if lake.s3.path_style {
         put("s3.path-style-access", Some("true".to_owned()));
@@ -45,7 +55,10 @@ pub fn lake(config: &Config) -> LakeConfig {
         Catalog::Sqlite { path } => LakeCatalog::Sqlite { path: path.clone() },
         Catalog::Rest { uri } => {
             let mut props = HashMap::new();
-            for (key, secret) in [("token", &lake.rest_token), ("credential", &lake.rest_credential)] {
+            for (key, secret) in [
+                ("token", &lake.rest_token),
+                ("credential", &lake.rest_credential),
+            ] {
                 if let Some(secret) = secret {
                     props.insert(key.to_owned(), secret.reveal().to_owned());
                 }

@@ -46,14 +46,19 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
         .transpose()?;
     let sink_status = sinks.as_ref().map(|s| s.status.clone());
     let ready = Arc::new(move || match &sink_status {
-        Some(status) if !status.lock().joined => Err("the sink has not joined its group yet".to_owned()),
+        Some(status) if !status.lock().joined => {
+            Err("the sink has not joined its group yet".to_owned())
+        }
         _ => Ok(()),
     });
     let server = listen
         .map(|at| crate::serve::start(runtime, at, app.metrics.registry.clone(), ready))
         .transpose()?;
     if let Some(server) = &server {
-        remark(global.quiet, &format!("metrics http://{}/metrics", server.address()));
+        remark(
+            global.quiet,
+            &format!("metrics http://{}/metrics", server.address()),
+        );
     }
     if args.until_caught_up {
         return until_caught_up(&app, streams, sinks);
@@ -62,7 +67,8 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
     let mut broken = false;
     while !signal.is_finished() {
         std::thread::sleep(Duration::from_millis(50));
-        if streams.as_ref().is_some_and(Streams::ended) || sinks.as_ref().is_some_and(Sinks::ended) {
+        if streams.as_ref().is_some_and(Streams::ended) || sinks.as_ref().is_some_and(Sinks::ended)
+        {
             broken = true;
             break;
         }

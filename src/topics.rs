@@ -26,7 +26,9 @@ pub struct Wanted {
 /// Why topics could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicsError {
-    #[error("Kafka at {bootstrap} does not answer: {error}; check kafka.bootstrap_servers and that the broker runs")]
+    #[error(
+        "Kafka at {bootstrap} does not answer: {error}; check kafka.bootstrap_servers and that the broker runs"
+    )]
     Unreachable {
         bootstrap: String,
         error: rdkafka::error::KafkaError,
@@ -37,7 +39,11 @@ pub enum TopicsError {
         "topic {name} has {found} partitions and the application {wanted}; the count is fixed for the life of an \
          application. Set kafka.partitions = {found} if this is a new one"
     )]
-    Partitions { name: String, found: i32, wanted: i32 },
+    Partitions {
+        name: String,
+        found: i32,
+        wanted: i32,
+    },
 }
 
 /// Every topic the application reads or writes, changelogs included.
@@ -99,7 +105,8 @@ pub async fn ensure(config: &Config, wanted: &[Wanted]) -> Result<Vec<String>, T
     let new: Vec<NewTopic<'_>> = missing
         .iter()
         .map(|t| {
-            let replication = TopicReplication::Fixed(config.kafka.replication_factor.unwrap_or(-1));
+            let replication =
+                TopicReplication::Fixed(config.kafka.replication_factor.unwrap_or(-1));
             let mut new = NewTopic::new(&t.name, t.partitions, replication);
             for (key, value) in &t.config {
                 new = new.set(key, value);
@@ -114,7 +121,10 @@ pub async fn ensure(config: &Config, wanted: &[Wanted]) -> Result<Vec<String>, T
         return Ok(Vec::new());
     }
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
-    let results = admin.create_topics(&new, &options).await.map_err(unreachable)?;
+    let results = admin
+        .create_topics(&new, &options)
+        .await
+        .map_err(unreachable)?;
     let mut made = Vec::new();
     for result in results {
         match result {

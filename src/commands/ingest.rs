@@ -40,11 +40,18 @@ impl ingest::Progress for Watch<'_> {
 pub fn report(summary: &Summary) -> String {
     let mut text = format!("{} trades from {} lines", summary.trades, summary.lines);
     if !summary.skipped.is_empty() {
-        let kinds: Vec<String> = summary.skipped.iter().map(|(k, n)| format!("{n} {k}")).collect();
+        let kinds: Vec<String> = summary
+            .skipped
+            .iter()
+            .map(|(k, n)| format!("{n} {k}"))
+            .collect();
         text.push_str(&format!("; other messages: {}", kinds.join(", ")));
     }
     if summary.broken > 0 {
-        text.push_str(&format!("; {} BROKEN lines, the first of them:", summary.broken));
+        text.push_str(&format!(
+            "; {} BROKEN lines, the first of them:",
+            summary.broken
+        ));
         for issue in summary.issues.iter().take(5) {
             text.push_str(&format!("\n  {issue}"));
         }
@@ -57,8 +64,11 @@ pub fn report(summary: &Summary) -> String {
 /// # Errors
 /// A file that cannot be read, a broken line with `--strict`, Kafka or the registry.
 pub fn file(global: &Global, config: &Config, args: &IngestFileArgs) -> Result<()> {
-    let codec = Codec::connect(parts::registry(config), &[Subject::new(topics::TICKS, Kind::Tick)])
-        .with_context(|| format!("schema registry {}", config.registry.url))?;
+    let codec = Codec::connect(
+        parts::registry(config),
+        &[Subject::new(topics::TICKS, Kind::Tick)],
+    )
+    .with_context(|| format!("schema registry {}", config.registry.url))?;
     let codec = Arc::new(codec);
     let options = IngestOptions {
         format: format(args.format),
@@ -68,7 +78,8 @@ pub fn file(global: &Global, config: &Config, args: &IngestFileArgs) -> Result<(
         rate: args.rate,
         limit: args.limit,
     };
-    let properties: Vec<(String, String)> = config.kafka.client_properties().0.into_iter().collect();
+    let properties: Vec<(String, String)> =
+        config.kafka.client_properties().0.into_iter().collect();
     let mut out = KafkaOut::new(&properties, topics::TICKS)?;
     let inputs = ingest::open_inputs(&args.files, &options)?;
     let progress = Progress::new(global.quiet, "ingest", "trades", None);

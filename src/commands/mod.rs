@@ -16,8 +16,13 @@ pub mod version;
 
 use std::io::{self, StdoutLock};
 
+use anyhow::{Result, bail};
+use finlake_lakehouse::Lakehouse;
+
 use crate::cli::Global;
+use crate::config::{Catalog, Config};
 use crate::output::{Kind, Printer};
+use crate::parts;
 
 /// Exit code: done.
 pub const SAME: u8 = 0;
@@ -27,6 +32,21 @@ pub const DIFFERS: u8 = 1;
 /// A printer on stdout in the format asked for.
 fn printer(global: &Global, columns: &[(&str, Kind)]) -> io::Result<Printer<StdoutLock<'static>>> {
     Printer::new(io::stdout().lock(), global.format(), columns)
+}
+
+/// The lakehouse, which must be there: a question must not make an empty one.
+async fn existing_lake(config: &Config) -> Result<Lakehouse> {
+    if let Catalog::Sqlite { path } = &config.lake.catalog
+        && !path.exists()
+    {
+        let dir = config.data.path().display();
+        bail!(
+            "there is no lakehouse in {dir} ({} is missing); make one with `finlake demo --data {dir}` \
+             or `finlake run --data {dir}`, or name another folder with --data",
+            path.display()
+        );
+    }
+    Ok(parts::open_lake(config).await?)
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! `finlake query`: SQL on the tables, as of any valid and system time.
 
 use std::io::{self, Read};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use finlake_lakehouse::query::{AsOf, Options, QueryEngine, QueryError, Stability};
+use finlake_lakehouse::query::{AsOf, Options, QueryEngine, QueryError, Stability, not_final};
 use futures::TryStreamExt;
 
 use crate::cli::{Global, QueryArgs};
 use crate::config::Config;
 use crate::output::{Printer, format_instant, remark};
-use crate::parts;
 
 /// Bytes that sorting and joining may take before they spill to disk.
 const MEMORY: usize = 1 << 30;
@@ -30,7 +30,7 @@ pub fn run(global: &Global, config: &Config, args: &QueryArgs) -> Result<u8> {
         sql = format!("EXPLAIN {sql}");
     }
     tokio::runtime::Runtime::new()?.block_on(async {
-        let lake = parts::open_lake(config).await?;
+        let lake = super::existing_lake(config).await?;
         let options = Options {
             as_of: AsOf {
                 system: args.as_of_system,
@@ -40,6 +40,7 @@ pub fn run(global: &Global, config: &Config, args: &QueryArgs) -> Result<u8> {
             stable: args.stable,
             memory: Some(MEMORY),
         };
+        let began = Instant::now();
         let answer = QueryEngine::open(&lake).sql(&sql, &options).await?;
         let stability = answer.stability.clone();
         let mut printer =
@@ -50,31 +51,61 @@ pub fn run(global: &Global, config: &Config, args: &QueryArgs) -> Result<u8> {
         }
         let time =
             |at: Option<i64>| at.map_or(serde_json::Value::Null, |t| format_instant(t).into());
+        let rows = printer.rows();
         printer.finish(&[
-            ("frontier", time(stability.frontier)),
+            ("tables", stability.tables.clone().into()),
+            ("stable_frontier", time(stability.frontier)),
             ("as_of_system", time(stability.asked)),
             ("final", stability.is_final.into()),
         ])?;
-        if !stability.tables.is_empty() {
-            remark(global.quiet, &said(&stability));
-        }
+        remark(global.quiet, &said(rows, began.elapsed(), &stability));
         Ok(0)
     })
 }
 
-/// The frontier, and what it means for this answer.
-fn said(stability: &Stability) -> String {
-    let Some(frontier) = stability.frontier else {
-        return "stable frontier: not known".into();
-    };
-    let frontier = format_instant(frontier);
-    match stability.asked {
-        Some(_) if stability.is_final => {
-            format!("stable frontier {frontier}; this answer is final")
-        }
-        Some(_) => format!(
-            "stable frontier {frontier}; the asked time lies beyond it, this answer is NOT final"
-        ),
-        None => format!("stable frontier {frontier}; this is what is known now"),
+/// How much came, and how long it holds.
+fn said(rows: usize, took: Duration, stability: &Stability) -> String {
+    let plural = if rows == 1 { "" } else { "s" };
+    let mut text = format!("{rows} row{plural} in {:.2} s", took.as_secs_f64());
+    if stability.tables.is_empty() {
+        return text;
+    }
+    if stability.is_final {
+        let frontier = stability.frontier.map(format_instant).unwrap_or_default();
+        text.push_str(&format!("; final (stable frontier {frontier})"));
+    } else {
+        text.push_str(&format!("; NOT final: {}", not_final(stability)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_says_whether_it_is_final() {
+        let mut stability = Stability {
+            tables: vec!["silver.market_ohlcv".into()],
+            frontier: Some(2_000_000),
+            asked: Some(1_000_000),
+            is_final: true,
+        };
+        let said = |stability: &Stability| said(1, Duration::from_millis(20), stability);
+        assert_eq!(
+            said(&stability),
+            "1 row in 0.02 s; final (stable frontier 1970-01-01T00:00:02.000000Z)"
+        );
+        stability.is_final = false;
+        stability.asked = Some(3_000_000);
+        let text = said(&stability);
+        assert!(
+            text.contains("NOT final") && text.contains("1970-01-01T00:00:03"),
+            "{text}"
+        );
+        stability.asked = None;
+        assert!(said(&stability).contains("--as-of-system"));
+        stability.tables.clear();
+        assert_eq!(said(&stability), "1 row in 0.02 s");
     }
 }

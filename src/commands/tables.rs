@@ -3,16 +3,20 @@
 use std::io;
 
 use anyhow::{Result, bail};
-use finlake_lakehouse::{Table, inspect};
+use finlake_lakehouse::{Lakehouse, Table, inspect};
+use tokio::runtime::Runtime;
 
 use crate::cli::{Global, TablesArgs, TablesCommand};
 use crate::config::Config;
-use crate::output::{Kind, Printer, format_bytes, format_instant};
-use crate::parts;
+use crate::output::{Kind, Printer, format_instant};
 
-fn chosen(name: Option<&String>) -> Result<Vec<Table>> {
+/// The table that was named, or all that exist.
+fn chosen(lake: &Lakehouse, runtime: &Runtime, name: Option<&String>) -> Result<Vec<Table>> {
     match name {
-        None => Ok(Table::ALL.to_vec()),
+        None => {
+            let infos = runtime.block_on(inspect::tables(lake))?;
+            Ok(infos.iter().filter(|t| t.exists).map(|t| t.table).collect())
+        }
         Some(name) => match Table::parse(name) {
             Some(table) => Ok(vec![table]),
             None => bail!(
@@ -23,8 +27,9 @@ fn chosen(name: Option<&String>) -> Result<Vec<Table>> {
     }
 }
 
+/// An instant; zero is how a partition begins that has not said anything yet.
 fn time(at: Option<i64>) -> Option<String> {
-    at.map(format_instant)
+    at.filter(|at| *at > 0).map(format_instant)
 }
 
 /// Runs the command. Exit code 1 if another engine moved a table.
@@ -32,8 +37,8 @@ fn time(at: Option<i64>) -> Option<String> {
 /// # Errors
 /// No such table, catalog or storage.
 pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
-    let runtime = tokio::runtime::Runtime::new()?;
-    let lake = runtime.block_on(parts::open_lake(config))?;
+    let runtime = Runtime::new()?;
+    let lake = runtime.block_on(super::existing_lake(config))?;
     let out = io::stdout().lock();
     let format = global.format();
     let (text, number) = (Kind::Text, Kind::Number);
@@ -44,7 +49,7 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                 ("table", text),
                 ("rows", number),
                 ("files", number),
-                ("size", text),
+                ("bytes", number),
                 ("snapshots", number),
                 ("newest_snapshot", text),
                 ("frontier", text),
@@ -62,7 +67,7 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                     Some(t.table.to_string()),
                     Some(t.rows.to_string()),
                     Some(t.files.to_string()),
-                    Some(format_bytes(t.bytes)),
+                    Some(t.bytes.to_string()),
                     Some(t.snapshots.to_string()),
                     time(t.newest),
                     time(t.frontier),
@@ -86,7 +91,7 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                 ("total_files", number),
             ];
             let mut printer = Printer::new(out, format, &columns)?;
-            for table in chosen(table.as_ref())? {
+            for table in chosen(&lake, &runtime, table.as_ref())? {
                 for s in runtime.block_on(inspect::snapshots(&lake, table, *limit))? {
                     printer.row(vec![
                         Some(s.table.to_string()),
@@ -115,7 +120,7 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                 ("state", text),
             ];
             let mut printer = Printer::new(out, format, &columns)?;
-            for table in chosen(table.as_ref())? {
+            for table in chosen(&lake, &runtime, table.as_ref())? {
                 for o in runtime.block_on(inspect::offsets(&lake, table))? {
                     moved |= o.moved;
                     printer.row(vec![
@@ -123,7 +128,7 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                         Some(o.partition.to_string()),
                         Some(o.commit.to_string()),
                         Some(o.input_end.to_string()),
-                        Some(format_instant(o.frontier)),
+                        time(Some(o.frontier)),
                         Some(if o.moved { "moved" } else { "ok" }.into()),
                     ])?;
                 }
@@ -140,7 +145,7 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                 ("largest", number),
             ];
             let mut printer = Printer::new(out, format, &columns)?;
-            for table in chosen(table.as_ref())? {
+            for table in chosen(&lake, &runtime, table.as_ref())? {
                 for f in runtime.block_on(inspect::files(&lake, table))? {
                     printer.row(vec![
                         Some(f.table.to_string()),

@@ -84,17 +84,30 @@ pub fn feed(seed: u64, symbols: usize, trades: u64, codec: &Codec) -> Result<Fee
     Ok(feed)
 }
 
-fn message(trade: &GeneratedTrade, names: &[String], codec: &Codec) -> Result<Message, EncodeError> {
+fn message(
+    trade: &GeneratedTrade,
+    names: &[String],
+    codec: &Codec,
+) -> Result<Message, EncodeError> {
     let tick = trade.tick(names);
     let (mut key, mut value) = (Vec::new(), Vec::new());
     tick.key(&mut key);
     // A tenth of the producers has not moved to version 2 of the schema yet.
-    codec.encode_tick(&tick, if trade.trade_id % 10 == 0 { 1 } else { 2 }, &mut value)?;
+    codec.encode_tick(
+        &tick,
+        if trade.trade_id % 10 == 0 { 1 } else { 2 },
+        &mut value,
+    )?;
     Ok(Message { key, value })
 }
 
 /// One of the ways in which a record can be unusable.
-fn poison(kind: u64, trade: &GeneratedTrade, names: &[String], codec: &Codec) -> Result<Message, EncodeError> {
+fn poison(
+    kind: u64,
+    trade: &GeneratedTrade,
+    names: &[String],
+    codec: &Codec,
+) -> Result<Message, EncodeError> {
     let mut good = message(trade, names, codec)?;
     match kind % 6 {
         0 => good.value.truncate(good.value.len() / 2),
@@ -127,7 +140,16 @@ mod tests {
         let a = feed(1, 8, 20_000, &codec).unwrap();
         let b = feed(1, 8, 20_000, &codec).unwrap();
         assert_eq!((&a.first, &a.late), (&b.first, &b.late));
-        assert!(a.poison >= 20 && a.duplicates > 50 && a.late.len() >= 5, "{} {} {}", a.poison, a.duplicates, a.late.len());
-        assert_eq!(a.first.len() + a.late.len(), 20_000 + a.poison + a.duplicates);
+        assert!(
+            a.poison >= 20 && a.duplicates > 50 && a.late.len() >= 5,
+            "{} {} {}",
+            a.poison,
+            a.duplicates,
+            a.late.len()
+        );
+        assert_eq!(
+            a.first.len() + a.late.len(),
+            20_000 + a.poison + a.duplicates
+        );
     }
 }

@@ -48,7 +48,9 @@ pub fn run(global: &Global, args: &DemoArgs, runtime: &Handle) -> Result<()> {
             broker.bootstrap(),
             broker.registry_url().unwrap_or_default(),
             app.config.kafka.partitions,
-            endpoint.map(|e| format!(", metrics http://{e}/metrics")).unwrap_or_default(),
+            endpoint
+                .map(|e| format!(", metrics http://{e}/metrics"))
+                .unwrap_or_default(),
         ),
     );
 
@@ -68,7 +70,10 @@ pub fn run(global: &Global, args: &DemoArgs, runtime: &Handle) -> Result<()> {
     } else {
         demo.settle(story.as_ref())?;
         show::results(&app, story.as_ref(), began.elapsed(), runtime, &data)?;
-        remark(false, "\nThe application keeps running (Ctrl-C ends it). Send trades to market.ticks, or ask it in another terminal.");
+        remark(
+            false,
+            "\nThe application keeps running (Ctrl-C ends it). Send trades to market.ticks, or ask it in another terminal.",
+        );
         runtime.block_on(crate::run::until_signal());
         drain(&app, streams, sinks, global.quiet)?;
     }
@@ -105,7 +110,12 @@ fn now_us() -> i64 {
 }
 
 /// The configuration of the data folder, with the embedded broker's addresses.
-fn config(global: &Global, args: &DemoArgs, data: &std::path::Path, broker: &DevKafka) -> Result<Config> {
+fn config(
+    global: &Global,
+    args: &DemoArgs,
+    data: &std::path::Path,
+    broker: &DevKafka,
+) -> Result<Config> {
     let mut inputs: Inputs = global.inputs();
     inputs.data = Some(data.to_owned());
     let chosen = |inputs: &Inputs, key: &str| inputs.overrides.iter().any(|(k, _, _)| k == key);
@@ -113,7 +123,10 @@ fn config(global: &Global, args: &DemoArgs, data: &std::path::Path, broker: &Dev
         ("kafka.bootstrap_servers", broker.bootstrap()),
         ("registry.url", broker.registry_url().unwrap_or_default()),
     ];
-    for (key, value) in [("lake.commit_interval", "1s"), ("serve.listen", "127.0.0.1:0")] {
+    for (key, value) in [
+        ("lake.commit_interval", "1s"),
+        ("serve.listen", "127.0.0.1:0"),
+    ] {
         if !chosen(&inputs, key) {
             demo.push((key, value.to_owned()));
         }
@@ -122,7 +135,9 @@ fn config(global: &Global, args: &DemoArgs, data: &std::path::Path, broker: &Dev
         demo.push(("stream.intervals", intervals.clone()));
     }
     for (key, value) in demo {
-        inputs.overrides.push((key.to_owned(), value, "demo".into()));
+        inputs
+            .overrides
+            .push((key.to_owned(), value, "demo".into()));
     }
     Ok(Config::load(&inputs)?)
 }
@@ -135,7 +150,12 @@ fn start_endpoint(
     let Some(listen) = listen else {
         return (None, None);
     };
-    match crate::serve::start(runtime, listen, app.metrics.registry.clone(), std::sync::Arc::new(|| Ok(()))) {
+    match crate::serve::start(
+        runtime,
+        listen,
+        app.metrics.registry.clone(),
+        std::sync::Arc::new(|| Ok(())),
+    ) {
         Ok(server) => {
             let at = server.address();
             (Some(server), Some(at))
@@ -157,7 +177,14 @@ struct Demo<'a> {
 impl Demo<'_> {
     /// Produces everything; for the made-up market the late group comes after the first part is in the tables.
     fn feed(&self, args: &DemoArgs) -> Result<Option<Story>> {
-        let properties: Vec<(String, String)> = self.app.config.kafka.client_properties().0.into_iter().collect();
+        let properties: Vec<(String, String)> = self
+            .app
+            .config
+            .kafka
+            .client_properties()
+            .0
+            .into_iter()
+            .collect();
         let mut out = KafkaOut::new(&properties, topics::TICKS)?;
         if !args.inputs.is_empty() {
             let options = IngestOptions {
@@ -169,13 +196,26 @@ impl Demo<'_> {
             let mut watch = crate::commands::ingest::Watch(&progress);
             let summary = ingest::run(inputs, &self.app.codec, &mut out, &options, &mut watch)?;
             progress.done();
-            remark(self.global.quiet, &crate::commands::ingest::report(&summary));
+            remark(
+                self.global.quiet,
+                &crate::commands::ingest::report(&summary),
+            );
             self.wait(&ends(&self.app.config, topics::TICKS)?)?;
             return Ok(None);
         }
-        let feed = market::feed(args.seed, args.symbols as usize, args.trades, &self.app.codec)?;
+        let feed = market::feed(
+            args.seed,
+            args.symbols as usize,
+            args.trades,
+            &self.app.codec,
+        )?;
         let total = feed.first.len() as u64;
-        let progress = Progress::new(self.global.quiet, "producing a made-up market", "trades", Some(total));
+        let progress = Progress::new(
+            self.global.quiet,
+            "producing a made-up market",
+            "trades",
+            Some(total),
+        );
         for (i, m) in feed.first.iter().enumerate() {
             out.send(&m.key, &m.value)?;
             if i % 1_000 == 0 {
@@ -193,7 +233,10 @@ impl Demo<'_> {
         out.finish()?;
         remark(
             self.global.quiet,
-            &format!("first part is in the tables; now {} trades that come hours late", feed.late.len()),
+            &format!(
+                "first part is in the tables; now {} trades that come hours late",
+                feed.late.len()
+            ),
         );
         self.wait(&ends(&self.app.config, topics::TICKS)?)?;
         Ok(Some(Story {
@@ -226,7 +269,10 @@ impl Demo<'_> {
                 let status = self.sinks.status.lock();
                 let of = |p: &i32, end: &i64| {
                     let at = status.positions.get(p)?;
-                    at.iter().map(|t| t.input_end).min().map(|got| got.min(*end))
+                    at.iter()
+                        .map(|t| t.input_end)
+                        .min()
+                        .map(|got| got.min(*end))
                 };
                 ends.iter().map(|(p, end)| of(p, end).unwrap_or(0)).sum()
             };
@@ -239,7 +285,9 @@ impl Demo<'_> {
                 bail!("a part of the application has stopped; see the log above");
             }
             if began.elapsed() > PATIENCE {
-                bail!("the tables hold {done} of {total} records after {PATIENCE:?}; see the log above");
+                bail!(
+                    "the tables hold {done} of {total} records after {PATIENCE:?}; see the log above"
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -260,14 +308,19 @@ impl Demo<'_> {
 /// Ends when drained: inputs at their high watermark, corrections and checkpoints committed, one last heartbeat each,
 /// and the tables at the last commit of every partition.
 fn drain(app: &App, streams: Streams, sinks: Sinks, quiet: bool) -> Result<()> {
-    remark(quiet, "draining: last corrections and checkpoints, last heartbeats, last snapshots");
+    remark(
+        quiet,
+        "draining: last corrections and checkpoints, last heartbeats, last snapshots",
+    );
     streams.drain();
     streams.join()?;
     sinks.drain_to(ends(&app.config, topics::LEDGER)?);
     let began = Instant::now();
     while !sinks.ended() {
         if began.elapsed() > PATIENCE {
-            bail!("the sink has not reached the end of the ledger after {PATIENCE:?}; see the log above");
+            bail!(
+                "the sink has not reached the end of the ledger after {PATIENCE:?}; see the log above"
+            );
         }
         std::thread::sleep(Duration::from_millis(20));
     }

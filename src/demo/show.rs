@@ -15,7 +15,13 @@ use crate::output::{Format, Printer, format_bytes, format_instant};
 use crate::parts;
 
 /// Prints everything to stdout.
-pub fn results(app: &App, story: Option<&Story>, took: Duration, runtime: &Handle, data: &Path) -> Result<()> {
+pub fn results(
+    app: &App,
+    story: Option<&Story>,
+    took: Duration,
+    runtime: &Handle,
+    data: &Path,
+) -> Result<()> {
     let lake = runtime.block_on(parts::open_lake(&app.config))?;
     let show = Show {
         engine: QueryEngine::open(&lake),
@@ -47,7 +53,8 @@ impl Show<'_> {
                 ..Options::default()
             };
             let answer = self.engine.sql(sql, &options).await?;
-            let mut printer = Printer::for_schema(io::stdout().lock(), Format::Table, &answer.schema)?;
+            let mut printer =
+                Printer::for_schema(io::stdout().lock(), Format::Table, &answer.schema)?;
             for batch in answer.collect().await? {
                 printer.batch(&batch)?;
             }
@@ -58,7 +65,12 @@ impl Show<'_> {
     /// The text of the first cell of the first row.
     fn first(&self, sql: &str) -> Result<Option<Vec<String>>> {
         self.runtime.block_on(async {
-            let batches = self.engine.sql(sql, &Options::default()).await?.collect().await?;
+            let batches = self
+                .engine
+                .sql(sql, &Options::default())
+                .await?
+                .collect()
+                .await?;
             let Some(batch) = batches.iter().find(|b| b.num_rows() > 0) else {
                 return Ok(None);
             };
@@ -136,7 +148,9 @@ impl Show<'_> {
 
     fn closing(&self, lake: &Lakehouse, app: &App, took: Duration, data: &Path) -> Result<()> {
         heading("what is in the lakehouse")?;
-        let tables = self.runtime.block_on(finlake_lakehouse::inspect::tables(lake))?;
+        let tables = self
+            .runtime
+            .block_on(finlake_lakehouse::inspect::tables(lake))?;
         let mut out = io::stdout().lock();
         let mut text = String::new();
         for t in tables {

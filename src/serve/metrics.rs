@@ -17,7 +17,9 @@ use crate::sink::SinkObserver;
 const LATENCY: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
-const END_TO_END: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 3600.0];
+const END_TO_END: &[f64] = &[
+    0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 3600.0,
+];
 
 /// A metric as the documentation lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,33 +101,113 @@ impl Metrics {
         let frontier_seconds = IntGauge::new(name, help)?;
         registry.register(Box::new(frontier_seconds.clone()))?;
         let name = "finlake_end_to_end_seconds";
-        let help =
-            "From a record's Kafka timestamp to the snapshot that holds it; oldest and newest record of each table commit.";
+        let help = "From a record's Kafka timestamp to the snapshot that holds it; oldest and newest record of each table commit.";
         note("histogram", name, help, &[]);
-        let end_to_end = Histogram::with_opts(HistogramOpts::new(name, help).buckets(END_TO_END.to_vec()))?;
+        let end_to_end =
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(END_TO_END.to_vec()))?;
         registry.register(Box::new(end_to_end.clone()))?;
         Ok(Metrics {
-            records: counter("finlake_stream_records_total", "Input records of committed transactions.", &["topic"])?,
-            outputs: counter("finlake_stream_outputs_total", "Records produced to counted topics by committed transactions.", &["topic"])?,
-            counted: counter("finlake_stream_trades_total", "Trades by outcome: accepted, duplicates; corrections counts closed bars emitted again.", &["outcome"])?,
-            rejected: counter("finlake_stream_rejected_total", "Records sent to the dead-letter topic, by class.", &["class"])?,
-            lag: gauge("finlake_stream_lag_records", "Records between a task's position and the end of its input.", &["topic", "partition"])?,
-            commits: counter("finlake_stream_commits_total", "Kafka transactions committed.", &["thread"])?,
-            commit_seconds: histogram("finlake_stream_commit_seconds", "Time of one commit: preparation, transaction, state store.", &["thread"])?,
-            state_bytes: gauge("finlake_state_bytes", "Estimated size of a task's state stores on disk.", &["partition"])?,
-            restore_records: counter("finlake_restore_records_total", "Changelog records replayed into state stores.", &["partition"])?,
-            restoring: gauge("finlake_restore_progress_records", "Changelog records replayed by the restore that is under way; 0 when none is.", &["partition"])?,
-            running: gauge("finlake_task_running", "1 while this process runs the task of the partition.", &["partition"])?,
-            held: counter("finlake_stream_held_total", "Times an input was held back because the schema registry did not answer.", &["topic"])?,
-            failures: counter("finlake_stream_failures_total", "Failures that a stream thread recovered from, by what it did.", &["action"])?,
-            sink_rows: counter("finlake_sink_rows_total", "Rows that became visible in a table.", &["table"])?,
-            sink_closed: counter("finlake_sink_rows_closed_total", "Rows closed by a newer version.", &["table"])?,
-            sink_commits: counter("finlake_sink_commits_total", "Snapshots committed.", &["table"])?,
-            sink_seconds: histogram("finlake_sink_commit_seconds", "Time of one table commit.", &["table"])?,
+            records: counter(
+                "finlake_stream_records_total",
+                "Input records of committed transactions.",
+                &["topic"],
+            )?,
+            outputs: counter(
+                "finlake_stream_outputs_total",
+                "Records produced to counted topics by committed transactions.",
+                &["topic"],
+            )?,
+            counted: counter(
+                "finlake_stream_trades_total",
+                "Trades by outcome: accepted, duplicates; corrections counts closed bars emitted again.",
+                &["outcome"],
+            )?,
+            rejected: counter(
+                "finlake_stream_rejected_total",
+                "Records sent to the dead-letter topic, by class.",
+                &["class"],
+            )?,
+            lag: gauge(
+                "finlake_stream_lag_records",
+                "Records between a task's position and the end of its input.",
+                &["topic", "partition"],
+            )?,
+            commits: counter(
+                "finlake_stream_commits_total",
+                "Kafka transactions committed.",
+                &["thread"],
+            )?,
+            commit_seconds: histogram(
+                "finlake_stream_commit_seconds",
+                "Time of one commit: preparation, transaction, state store.",
+                &["thread"],
+            )?,
+            state_bytes: gauge(
+                "finlake_state_bytes",
+                "Estimated size of a task's state stores on disk.",
+                &["partition"],
+            )?,
+            restore_records: counter(
+                "finlake_restore_records_total",
+                "Changelog records replayed into state stores.",
+                &["partition"],
+            )?,
+            restoring: gauge(
+                "finlake_restore_progress_records",
+                "Changelog records replayed by the restore that is under way; 0 when none is.",
+                &["partition"],
+            )?,
+            running: gauge(
+                "finlake_task_running",
+                "1 while this process runs the task of the partition.",
+                &["partition"],
+            )?,
+            held: counter(
+                "finlake_stream_held_total",
+                "Times an input was held back because the schema registry did not answer.",
+                &["topic"],
+            )?,
+            failures: counter(
+                "finlake_stream_failures_total",
+                "Failures that a stream thread recovered from, by what it did.",
+                &["action"],
+            )?,
+            sink_rows: counter(
+                "finlake_sink_rows_total",
+                "Rows that became visible in a table.",
+                &["table"],
+            )?,
+            sink_closed: counter(
+                "finlake_sink_rows_closed_total",
+                "Rows closed by a newer version.",
+                &["table"],
+            )?,
+            sink_commits: counter(
+                "finlake_sink_commits_total",
+                "Snapshots committed.",
+                &["table"],
+            )?,
+            sink_seconds: histogram(
+                "finlake_sink_commit_seconds",
+                "Time of one table commit.",
+                &["table"],
+            )?,
             sink_files: gauge("finlake_sink_files", "Live data files.", &["table"])?,
-            sink_hot: gauge("finlake_sink_hot_rows", "Rows held in memory because they are likely to be superseded soon.", &["table"])?,
-            sink_conflicts: counter("finlake_sink_commit_conflicts_total", "Swaps lost to another writer and re-attached.", &["table"])?,
-            sink_retries: counter("finlake_sink_retries_total", "Failures after which the sink read the tables again.", &[])?,
+            sink_hot: gauge(
+                "finlake_sink_hot_rows",
+                "Rows held in memory because they are likely to be superseded soon.",
+                &["table"],
+            )?,
+            sink_conflicts: counter(
+                "finlake_sink_commit_conflicts_total",
+                "Swaps lost to another writer and re-attached.",
+                &["table"],
+            )?,
+            sink_retries: counter(
+                "finlake_sink_retries_total",
+                "Failures after which the sink read the tables again.",
+                &[],
+            )?,
             frontier_seconds,
             end_to_end,
             described: described.take(),
@@ -158,30 +240,46 @@ fn count(n: i64) -> u64 {
 
 impl Observer for StreamObserver {
     fn restoring(&mut self, task: i32, replayed: u64) {
-        let gauge = self.metrics.restoring.with_label_values(&[&task.to_string()]);
+        let gauge = self
+            .metrics
+            .restoring
+            .with_label_values(&[&task.to_string()]);
         gauge.set(i64::try_from(replayed).unwrap_or(i64::MAX));
     }
 
     fn restored(&mut self, task: i32, replayed: u64, _took: i64) {
         let task = task.to_string();
         self.metrics.restoring.with_label_values(&[&task]).set(0);
-        self.metrics.restore_records.with_label_values(&[&task]).inc_by(replayed);
+        self.metrics
+            .restore_records
+            .with_label_values(&[&task])
+            .inc_by(replayed);
         self.metrics.running.with_label_values(&[&task]).set(1);
     }
 
     fn released(&mut self, task: i32) {
-        self.metrics.running.with_label_values(&[&task.to_string()]).set(0);
+        self.metrics
+            .running
+            .with_label_values(&[&task.to_string()])
+            .set(0);
     }
 
     fn committed(&mut self, _task: i32, stats: &CommitStats, rejected: &[(String, i64)]) {
         let m = &self.metrics;
         for input in &stats.inputs {
-            m.records.with_label_values(&[&input.topic]).inc_by(count(input.records));
+            m.records
+                .with_label_values(&[&input.topic])
+                .inc_by(count(input.records));
         }
         for output in &stats.outputs {
-            m.outputs.with_label_values(&[&output.topic]).inc_by(count(output.count));
+            m.outputs
+                .with_label_values(&[&output.topic])
+                .inc_by(count(output.count));
         }
-        for (name, n) in ["accepted", "duplicates", "corrections"].iter().zip(&stats.counters) {
+        for (name, n) in ["accepted", "duplicates", "corrections"]
+            .iter()
+            .zip(&stats.counters)
+        {
             m.counted.with_label_values(&[name]).inc_by(count(*n));
         }
         for (class, n) in rejected {
@@ -192,15 +290,23 @@ impl Observer for StreamObserver {
     fn transaction(&mut self, _tasks: usize, took: i64) {
         let m = &self.metrics;
         m.commits.with_label_values(&[&self.thread]).inc();
-        m.commit_seconds.with_label_values(&[&self.thread]).observe(took as f64 / 1e6);
+        m.commit_seconds
+            .with_label_values(&[&self.thread])
+            .observe(took as f64 / 1e6);
     }
 
     fn lag(&mut self, task: i32, topic: &str, records: i64) {
-        self.metrics.lag.with_label_values(&[topic, &task.to_string()]).set(records);
+        self.metrics
+            .lag
+            .with_label_values(&[topic, &task.to_string()])
+            .set(records);
     }
 
     fn state_size(&mut self, task: i32, bytes: u64) {
-        let gauge = self.metrics.state_bytes.with_label_values(&[&task.to_string()]);
+        let gauge = self
+            .metrics
+            .state_bytes
+            .with_label_values(&[&task.to_string()]);
         gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
@@ -234,11 +340,17 @@ impl SinkObserver for SinkListener {
         let label = table.to_string();
         let label = [label.as_str()];
         m.sink_rows.with_label_values(&label).inc_by(outcome.opened);
-        m.sink_closed.with_label_values(&label).inc_by(outcome.closed);
-        m.sink_conflicts.with_label_values(&label).inc_by(u64::from(outcome.lost_swaps));
+        m.sink_closed
+            .with_label_values(&label)
+            .inc_by(outcome.closed);
+        m.sink_conflicts
+            .with_label_values(&label)
+            .inc_by(u64::from(outcome.lost_swaps));
         if outcome.snapshot.is_some() {
             m.sink_commits.with_label_values(&label).inc();
-            m.sink_seconds.with_label_values(&label).observe(took.as_secs_f64());
+            m.sink_seconds
+                .with_label_values(&label)
+                .observe(took.as_secs_f64());
         }
     }
 
@@ -252,8 +364,14 @@ impl SinkObserver for SinkListener {
     fn shape(&mut self, table: Table, files: usize, hot_rows: usize) {
         let label = table.to_string();
         let label = [label.as_str()];
-        self.0.sink_files.with_label_values(&label).set(i64::try_from(files).unwrap_or(i64::MAX));
-        self.0.sink_hot.with_label_values(&label).set(i64::try_from(hot_rows).unwrap_or(i64::MAX));
+        self.0
+            .sink_files
+            .with_label_values(&label)
+            .set(i64::try_from(files).unwrap_or(i64::MAX));
+        self.0
+            .sink_hot
+            .with_label_values(&label)
+            .set(i64::try_from(hot_rows).unwrap_or(i64::MAX));
     }
 
     fn frontier(&mut self, at: i64) {
@@ -274,10 +392,18 @@ mod tests {
     const END: &str = "<!-- metrics: end -->";
 
     fn table(described: &[Described]) -> String {
-        let mut text = String::from("| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n");
+        let mut text =
+            String::from("| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n");
         for d in described {
-            let labels = if d.labels.is_empty() { "–" } else { &d.labels };
-            text.push_str(&format!("| `{}` | {} | {labels} | {} |\n", d.name, d.kind, d.help));
+            let labels = if d.labels.is_empty() {
+                "–"
+            } else {
+                &d.labels
+            };
+            text.push_str(&format!(
+                "| `{}` | {} | {labels} | {} |\n",
+                d.name, d.kind, d.help
+            ));
         }
         text.push('\n');
         text
@@ -293,7 +419,11 @@ mod tests {
         let (old, tail) = rest.split_once(END).expect("marker missing");
         if old != table(&described) {
             if std::env::var_os("UPDATE_DOCS").is_some() {
-                std::fs::write(path, format!("{head}{BEGIN}{}{END}{tail}", table(&described))).unwrap();
+                std::fs::write(
+                    path,
+                    format!("{head}{BEGIN}{}{END}{tail}", table(&described)),
+                )
+                .unwrap();
                 return;
             }
             panic!("docs/metrics.md is old: run this test with UPDATE_DOCS=1");
@@ -307,11 +437,24 @@ mod tests {
         assert!(metrics.described.len() > 20);
         for d in &metrics.described {
             assert!(d.name.starts_with("finlake_"), "{}", d.name);
-            assert_eq!(d.kind == "counter", d.name.ends_with("_total"), "{}", d.name);
-            assert!(!d.name.contains("_ms") && !d.name.contains("millis"), "{}", d.name);
+            assert_eq!(
+                d.kind == "counter",
+                d.name.ends_with("_total"),
+                "{}",
+                d.name
+            );
+            assert!(
+                !d.name.contains("_ms") && !d.name.contains("millis"),
+                "{}",
+                d.name
+            );
             assert!(d.help.ends_with('.'), "{}", d.name);
             if d.kind == "histogram" {
-                assert!(d.name.ends_with("_seconds") || d.name.ends_with("_bytes"), "{}", d.name);
+                assert!(
+                    d.name.ends_with("_seconds") || d.name.ends_with("_bytes"),
+                    "{}",
+                    d.name
+                );
             }
         }
     }

@@ -120,7 +120,11 @@ pub struct Assembler {
 impl Assembler {
     /// `held` per table and `from`, the offset at which reading of its feed begins, in the order of [`Feed::ROWS`].
     pub fn new(partition: i32, held: [Held; 3], from: [i64; 3]) -> Self {
-        let first = held.iter().min_by_key(|h| h.commit).copied().unwrap_or_default();
+        let first = held
+            .iter()
+            .min_by_key(|h| h.commit)
+            .copied()
+            .unwrap_or_default();
         Self {
             partition,
             held,
@@ -200,7 +204,10 @@ impl Assembler {
     /// Offsets of ledger, ticks, ohlcv and metrics from which all that was not handed on can be read again; `None` if
     /// nothing was read yet.
     pub fn resume_offsets(&self, ledger_position: i64) -> Option<[i64; 4]> {
-        let ledger = self.ledger.front().map_or(ledger_position, |(offset, _)| *offset);
+        let ledger = self
+            .ledger
+            .front()
+            .map_or(ledger_position, |(offset, _)| *offset);
         let row = |i: usize| self.rows[i].front().map_or(self.reached[i], |r| r.offset);
         self.input_end.map(|ticks| [ledger, ticks, row(1), row(2)])
     }
@@ -239,7 +246,10 @@ impl Assembler {
                 if self.reached[0] < range.end && (self.rows[0].len() as i64) < range.records {
                     return Ok(None);
                 }
-                let n = self.rows[0].iter().take_while(|r| r.offset < range.end).count();
+                let n = self.rows[0]
+                    .iter()
+                    .take_while(|r| r.offset < range.end)
+                    .count();
                 self.check(0, n, range.records, range.hash, commit)?;
                 ready.counts[0] = n;
             }
@@ -261,7 +271,14 @@ impl Assembler {
         Ok(Some(ready))
     }
 
-    fn check(&self, i: usize, n: usize, count: i64, hash: u128, commit: i64) -> Result<(), AssembleError> {
+    fn check(
+        &self,
+        i: usize,
+        n: usize,
+        count: i64,
+        hash: u128,
+        commit: i64,
+    ) -> Result<(), AssembleError> {
         let topic = Feed::ROWS[i].topic();
         if n as i64 != count {
             return Err(AssembleError::Count {
@@ -273,7 +290,10 @@ impl Assembler {
             });
         }
         let found = self.rows[i].iter().take(n).fold(0u128, |sum, r| {
-            sum.wrapping_add(hash128(r.key.unwrap_or_default(), r.value.unwrap_or_default()))
+            sum.wrapping_add(hash128(
+                r.key.unwrap_or_default(),
+                r.value.unwrap_or_default(),
+            ))
         });
         if found != hash {
             return Err(AssembleError::Hash {
@@ -359,7 +379,8 @@ mod tests {
     #[test]
     fn a_commit_is_ready_only_when_all_of_it_is_here() {
         let mut a = fresh();
-        a.push_ledger(0, entry(1, 0, 4, &[b"x", b"y"], &[b"bar"])).unwrap();
+        a.push_ledger(0, entry(1, 0, 4, &[b"x", b"y"], &[b"bar"]))
+            .unwrap();
         assert_eq!(a.ready(), Ok(None));
         a.push(Feed::Ticks, q(0, b"x"));
         assert_eq!(a.ready(), Ok(None));
@@ -385,42 +406,76 @@ mod tests {
     #[test]
     fn lost_foreign_or_changed_records_stop_it() {
         let mut a = fresh();
-        a.push_ledger(0, entry(1, 0, 2, &[b"x", b"y"], &[])).unwrap();
+        a.push_ledger(0, entry(1, 0, 2, &[b"x", b"y"], &[]))
+            .unwrap();
         a.push(Feed::Ticks, q(0, b"x"));
         a.advance(Feed::Ticks, 2);
         assert!(matches!(
             a.ready(),
-            Err(AssembleError::Count { expected: 2, found: 1, .. })
+            Err(AssembleError::Count {
+                expected: 2,
+                found: 1,
+                ..
+            })
         ));
         a.push(Feed::Ticks, q(1, b"z"));
         assert!(matches!(a.ready(), Err(AssembleError::Hash { .. })));
         assert!(matches!(
             a.push_ledger(9, entry(3, 2, 2, &[], &[])),
-            Err(AssembleError::CommitGap { after: 1, found: 3, .. })
+            Err(AssembleError::CommitGap {
+                after: 1,
+                found: 3,
+                ..
+            })
         ));
     }
 
     #[test]
     fn an_entry_whose_input_does_not_follow_stops_it() {
-        let mut a = Assembler::new(0, [Held { commit: 4, input_end: 10 }; 3], [10, 0, 0]);
+        let mut a = Assembler::new(
+            0,
+            [Held {
+                commit: 4,
+                input_end: 10,
+            }; 3],
+            [10, 0, 0],
+        );
         a.push_ledger(3, entry(4, 5, 10, &[], &[])).unwrap();
         a.push_ledger(4, entry(5, 11, 11, &[], &[])).unwrap();
         assert!(matches!(
             a.ready(),
-            Err(AssembleError::PositionGap { expected: 10, found: 11, commit: 5, .. })
+            Err(AssembleError::PositionGap {
+                expected: 10,
+                found: 11,
+                commit: 5,
+                ..
+            })
         ));
     }
 
     #[test]
     fn tables_at_different_commits_take_only_what_they_lack() {
         // Bronze holds commit 2, Silver and Gold commit 1: a crash between their snapshots.
-        let (ahead, behind) = (Held { commit: 2, input_end: 4 }, Held { commit: 1, input_end: 2 });
+        let (ahead, behind) = (
+            Held {
+                commit: 2,
+                input_end: 4,
+            },
+            Held {
+                commit: 1,
+                input_end: 2,
+            },
+        );
         let mut a = Assembler::new(0, [ahead, behind, behind], [4, 0, 0]);
-        a.push_ledger(1, entry(2, 2, 4, &[b"x", b"y"], &[b"bar"])).unwrap();
+        a.push_ledger(1, entry(2, 2, 4, &[b"x", b"y"], &[b"bar"]))
+            .unwrap();
         a.push_ledger(2, entry(3, 4, 5, &[b"z"], &[])).unwrap();
         a.push(Feed::Ohlcv, q(3, b"bar"));
         let ready = a.ready().unwrap().unwrap();
-        assert_eq!((ready.counts, ready.wanted), ([0, 1, 0], [false, true, true]));
+        assert_eq!(
+            (ready.counts, ready.wanted),
+            ([0, 1, 0], [false, true, true])
+        );
         a.pop(ready);
         a.push(Feed::Ticks, q(4, b"z"));
         let ready = a.ready().unwrap().unwrap();

@@ -83,7 +83,12 @@ impl Pending {
     ///
     /// # Errors
     /// [`TakeError`]; the pending rows are then no longer whole and must be dropped.
-    pub fn take(&mut self, codec: &Codec, assembler: &Assembler, ready: Ready) -> Result<(), TakeError> {
+    pub fn take(
+        &mut self,
+        codec: &Codec,
+        assembler: &Assembler,
+        ready: Ready,
+    ) -> Result<(), TakeError> {
         let Some((offset, entry)) = assembler.entry() else {
             return Ok(());
         };
@@ -122,8 +127,14 @@ impl Pending {
                 Ok(tick) => self.bronze.push_tick(&at, &tick, value),
                 Err(_) => self.bronze.push_raw(&at, value),
             }
-            self.oldest_ms = Some(self.oldest_ms.map_or(r.timestamp_ms, |o| o.min(r.timestamp_ms)));
-            self.newest_ms = Some(self.newest_ms.map_or(r.timestamp_ms, |o| o.max(r.timestamp_ms)));
+            self.oldest_ms = Some(
+                self.oldest_ms
+                    .map_or(r.timestamp_ms, |o| o.min(r.timestamp_ms)),
+            );
+            self.newest_ms = Some(
+                self.newest_ms
+                    .map_or(r.timestamp_ms, |o| o.max(r.timestamp_ms)),
+            );
         }
     }
 

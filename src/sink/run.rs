@@ -144,6 +144,27 @@ struct Part {
     last_flush: Instant,
 }
 
+impl Part {
+    /// A partition whose tables hold `held` and whose feeds are read from these offsets.
+    fn new(
+        lake: &Lakehouse,
+        partition: i32,
+        held: [Held; 3],
+        from: [i64; 4],
+    ) -> Result<Part, LakeError> {
+        Ok(Part {
+            assembler: Assembler::new(partition, held, [from[1], from[2], from[3]]),
+            pending: Pending::new(lake, partition)?,
+            skipping: [false, true, true],
+            held,
+            paused: Vec::new(),
+            hinted: false,
+            ledger_position: from[0],
+            last_flush: Instant::now(),
+        })
+    }
+}
+
 /// See the module above.
 pub struct Sink {
     consumer: AttachedConsumer,
@@ -228,43 +249,75 @@ impl Sink {
         }
     }
 
-    /// poll → feed → assemble → maybe commit → rebalance. True ends the sink.
+    /// poll → feed → assemble → rebalance → maybe commit. True ends the sink. An event is answered before any failure
+    /// of this turn is looked at: an unanswered one blocks the group, and this member's close.
     fn turn(&mut self, control: &SinkControl) -> Result<bool, SinkError> {
         let wait = self.due.saturating_duration_since(Instant::now());
         let mut batch = std::mem::take(&mut self.batch);
         batch.clear();
-        let event = self
-            .consumer
-            .poll(&mut batch, PollLimits::default(), wait.min(Duration::from_millis(50)));
-        let fed = self.feed(&batch);
+        let event = self.consumer.poll(
+            &mut batch,
+            PollLimits::default(),
+            wait.min(Duration::from_millis(50)),
+        );
+        let taken = self.feed(&batch).and_then(|()| self.assemble());
         self.batch = batch;
-        fed?;
-        self.assemble()?;
         let stopping = control.stop.load(Ordering::Relaxed);
-        let event = event?;
-        let drained = self.drained(control)?;
-        let full = self.parts.values().map(|p| p.pending.rows()).sum::<usize>() >= self.options.max_rows;
-        if full || stopping || drained || event.is_some() || Instant::now() >= self.due {
-            self.commit(stopping || drained || event.is_some())?;
-        }
-        match event {
+        match event? {
             Some(Event::Assigned(partitions)) => {
                 self.consumer.accept_assigned()?;
-                self.begin(&partitions, true)?;
                 self.status.lock().joined = true;
+                self.expect(&partitions)?;
+                self.begin(&partitions, true)?;
             }
-            Some(Event::Revoked(partitions) | Event::Lost(partitions)) => {
+            // Until they are released they are ours: what is whole is committed. However that ends, they are
+            // released, since the group waits for the answer.
+            Some(Event::Revoked(partitions)) => {
+                // After a failure rows may be half taken in: they are read again by whoever comes next.
+                let committed = match &taken {
+                    Ok(()) => self.commit(true),
+                    Err(_) => Ok(()),
+                };
+                self.forget(&partitions);
+                self.consumer.release(&partitions)?;
+                committed?;
+            }
+            Some(Event::Lost(partitions)) => {
                 self.forget(&partitions);
                 self.consumer.release(&partitions)?;
             }
             None => {}
         }
+        taken?;
+        let drained = self.drained(control)?;
+        let full =
+            self.parts.values().map(|p| p.pending.rows()).sum::<usize>() >= self.options.max_rows;
+        if full || stopping || drained || Instant::now() >= self.due {
+            self.commit(stopping || drained)?;
+        }
         if stopping && control.leave.load(Ordering::Relaxed) {
-            self.consumer.unsubscribe();
-            let all: Vec<i32> = self.parts.keys().copied().collect();
-            self.forget(&all);
+            self.leave()?;
         }
         Ok(stopping || drained)
+    }
+
+    /// Leaves the group: polls until the partitions are revoked, so that others take over at once.
+    fn leave(&mut self) -> Result<(), SinkError> {
+        self.consumer.unsubscribe();
+        let by = Instant::now() + Duration::from_secs(10);
+        while !self.parts.is_empty() && Instant::now() < by {
+            self.batch.clear();
+            let polled = self.consumer.poll(
+                &mut self.batch,
+                PollLimits::default(),
+                Duration::from_millis(50),
+            )?;
+            if let Some(Event::Revoked(partitions) | Event::Lost(partitions)) = polled {
+                self.forget(&partitions);
+                self.consumer.release(&partitions)?;
+            }
+        }
+        Ok(())
     }
 
     fn forget(&mut self, partitions: &[i32]) {
@@ -277,17 +330,35 @@ impl Sink {
         }
     }
 
+    /// Notes partitions as owned before they can be begun, so that a failure in between begins them again.
+    fn expect(&mut self, partitions: &[i32]) -> Result<(), SinkError> {
+        for &p in partitions {
+            let part = Part::new(&self.lake, p, [Held::default(); 3], [0; 4])?;
+            self.parts.entry(p).or_insert(part);
+        }
+        Ok(())
+    }
+
     /// Reads the positions that stand in the tables and begins there.
     fn begin(&mut self, partitions: &[i32], hints: bool) -> Result<(), SinkError> {
         if partitions.is_empty() {
             return Ok(());
         }
         let [a, b, c] = &mut self.tables;
-        self.runtime
-            .block_on(async { tokio::try_join!(a.assign(partitions), b.assign(partitions), c.assign(partitions)) })?;
+        self.runtime.block_on(async {
+            tokio::try_join!(
+                a.assign(partitions),
+                b.assign(partitions),
+                c.assign(partitions)
+            )
+        })?;
         for &partition in partitions {
             let held: [Held; 3] = std::array::from_fn(|i| {
-                let at = self.tables[i].positions().get(&partition).copied().unwrap_or_default();
+                let at = self.tables[i]
+                    .positions()
+                    .get(&partition)
+                    .copied()
+                    .unwrap_or_default();
                 Held {
                     commit: at.commit,
                     input_end: at.input_end,
@@ -315,7 +386,11 @@ impl Sink {
                     .flatten()
                     .map_or(lows[i], |hint| hint.max(lows[i]))
             };
-            let ticks = if held[0].commit > 0 { held[0].input_end } else { lows[1] };
+            let ticks = if held[0].commit > 0 {
+                held[0].input_end
+            } else {
+                lows[1]
+            };
             let from = [at(0), ticks, at(2), at(3)];
             self.consumer.start(partition, &from)?;
             tracing::info!(
@@ -325,19 +400,9 @@ impl Sink {
                 gold = held[2].commit,
                 "the sink goes on after these commits"
             );
-            self.parts.insert(
-                partition,
-                Part {
-                    assembler: Assembler::new(partition, held, [from[1], from[2], from[3]]),
-                    pending: Pending::new(&self.lake, partition)?,
-                    skipping: [false, true, true],
-                    held,
-                    paused: Vec::new(),
-                    hinted: hint.iter().flatten().next().is_some(),
-                    ledger_position: from[0],
-                    last_flush: Instant::now(),
-                },
-            );
+            let mut part = Part::new(&self.lake, partition, held, from)?;
+            part.hinted = hint.iter().flatten().next().is_some();
+            self.parts.insert(partition, part);
         }
         self.publish();
         Ok(())
@@ -349,7 +414,9 @@ impl Sink {
             let bounds = self
                 .watermarks
                 .fetch_watermarks(feed.topic(), partition, Duration::from_secs(10))
-                .map_err(|e| KafkaError::Retry(format!("watermarks of {}/{partition}: {e}", feed.topic())))?;
+                .map_err(|e| {
+                    KafkaError::Retry(format!("watermarks of {}/{partition}: {e}", feed.topic()))
+                })?;
             *low = bounds.0;
         }
         Ok(lows)
@@ -365,11 +432,13 @@ impl Sink {
                 let value = r.value.unwrap_or_default();
                 resolve(&self.codec, value, feed, &mut *self.observer)?;
                 if feed == Feed::Ledger {
-                    let entry: LedgerEntry = self.codec.decode_ledger(value).map_err(|e| AssembleError::Undecodable {
-                        partition: run.partition,
-                        topic: feed.topic(),
-                        offset: r.offset,
-                        message: e.to_string(),
+                    let entry: LedgerEntry = self.codec.decode_ledger(value).map_err(|e| {
+                        AssembleError::Undecodable {
+                            partition: run.partition,
+                            topic: feed.topic(),
+                            offset: r.offset,
+                            message: e.to_string(),
+                        }
                     })?;
                     part.ledger_position = r.offset + 1;
                     part.assembler.push_ledger(r.offset, entry)?;
@@ -377,7 +446,8 @@ impl Sink {
                 }
                 let i = Feed::ROWS.iter().position(|f| *f == feed).unwrap_or(0);
                 if part.skipping[i] {
-                    if commit_of(&self.codec, feed, value).is_some_and(|c| c <= part.held[i].commit) {
+                    if commit_of(&self.codec, feed, value).is_some_and(|c| c <= part.held[i].commit)
+                    {
                         continue;
                     }
                     part.skipping[i] = false;
@@ -422,12 +492,18 @@ impl Sink {
                     self.consumer.hold_input(TopicIdx(*topic), partition)?;
                     part.paused.push(*topic);
                 }
-            } else if !part.paused.is_empty() && waiting < WAITING_BYTES / 2 && entries < WAITING_ENTRIES / 2 {
+            } else if !part.paused.is_empty()
+                && waiting < WAITING_BYTES / 2
+                && entries < WAITING_ENTRIES / 2
+            {
                 let [ticks, ohlcv, metrics] = part.assembler.reached();
                 let next = [part.ledger_position, ticks, ohlcv, metrics];
                 for topic in part.paused.drain(..) {
-                    self.consumer
-                        .start_input(TopicIdx(topic), partition, next[usize::from(topic)])?;
+                    self.consumer.start_input(
+                        TopicIdx(topic),
+                        partition,
+                        next[usize::from(topic)],
+                    )?;
                 }
             }
         }
@@ -446,7 +522,8 @@ impl Sink {
                 continue;
             }
             part.last_flush = Instant::now();
-            let pending = std::mem::replace(&mut part.pending, Pending::new(&self.lake, partition)?);
+            let pending =
+                std::mem::replace(&mut part.pending, Pending::new(&self.lake, partition)?);
             rows += pending.rows();
             if let Some((old, new)) = pending.span_ms() {
                 span = Some(span.map_or((old, new), |(o, n)| (o.min(old), n.max(new))));
@@ -462,7 +539,9 @@ impl Sink {
         let [a, b, c] = &mut self.tables;
         let [x, y, z] = batches;
         let outcomes = self.runtime.block_on(async {
-            let one = |table: Table, outcome: Result<Outcome, LakeError>| outcome.map(|o| (table, o, began.elapsed()));
+            let one = |table: Table, outcome: Result<Outcome, LakeError>| {
+                outcome.map(|o| (table, o, began.elapsed()))
+            };
             tokio::join!(
                 async { one(Table::Ticks, commit_one(a, x).await) },
                 async { one(Table::Ohlcv, commit_one(b, y).await) },
@@ -494,7 +573,8 @@ impl Sink {
             self.observer.whole(old, new, rows);
         }
         for (table, sink) in Table::ALL.into_iter().zip(&self.tables) {
-            self.observer.shape(table, sink.live_files(), sink.hot_rows());
+            self.observer
+                .shape(table, sink.live_files(), sink.hot_rows());
         }
         self.tell_tools();
         Ok(())
@@ -504,8 +584,13 @@ impl Sink {
         let mut status = self.status.lock();
         let mut frontier = i64::MAX;
         for &partition in self.parts.keys() {
-            let at: [Position; 3] =
-                std::array::from_fn(|i| self.tables[i].positions().get(&partition).copied().unwrap_or_default());
+            let at: [Position; 3] = std::array::from_fn(|i| {
+                self.tables[i]
+                    .positions()
+                    .get(&partition)
+                    .copied()
+                    .unwrap_or_default()
+            });
             frontier = frontier.min(at.iter().map(|p| p.frontier).min().unwrap_or(0));
             status.positions.insert(partition, at);
         }
@@ -559,8 +644,12 @@ impl Sink {
         let partitions: Vec<i32> = self.parts.keys().copied().collect();
         let hinted = self.parts.values().any(|p| p.hinted);
         let hints = match &error {
-            SinkError::Books(AssembleError::CommitGap { .. } | AssembleError::Count { .. }) if hinted => {
-                tracing::warn!("{error}; the consumer group's offsets were ahead of the tables, reading from the log start");
+            SinkError::Books(AssembleError::CommitGap { .. } | AssembleError::Count { .. })
+                if hinted =>
+            {
+                tracing::warn!(
+                    "{error}; the consumer group's offsets were ahead of the tables, reading from the log start"
+                );
                 false
             }
             SinkError::Lake(e) if e.is_transient() || e.is_stale() => true,
@@ -582,18 +671,8 @@ impl Sink {
         match self.begin(&partitions, hints) {
             Ok(()) => Ok(()),
             Err(again) => {
+                self.expect(&partitions)?;
                 for p in &partitions {
-                    // Keep what is owned on the list, so that the next recovery begins it.
-                    self.parts.entry(*p).or_insert(Part {
-                        assembler: Assembler::new(*p, [Held::default(); 3], [0; 3]),
-                        pending: Pending::new(&self.lake, *p)?,
-                        skipping: [false, true, true],
-                        held: [Held::default(); 3],
-                        paused: Vec::new(),
-                        hinted: false,
-                        ledger_position: 0,
-                        last_flush: Instant::now(),
-                    });
                     self.consumer.hold(*p)?;
                 }
                 self.recover(again)
@@ -619,7 +698,12 @@ fn commit_of(codec: &Codec, feed: Feed, value: &[u8]) -> Option<i64> {
 }
 
 /// Resolves an unknown writer schema before the record is decoded; waits for the registry as long as it takes.
-fn resolve(codec: &Codec, value: &[u8], feed: Feed, observer: &mut dyn SinkObserver) -> Result<(), SinkError> {
+fn resolve(
+    codec: &Codec,
+    value: &[u8],
+    feed: Feed,
+    observer: &mut dyn SinkObserver,
+) -> Result<(), SinkError> {
     let Some(id) = finlake_schemas::schema_id(value) else {
         return Ok(());
     };
@@ -634,4 +718,3 @@ fn resolve(codec: &Codec, value: &[u8], feed: Feed, observer: &mut dyn SinkObser
         }
     }
 }
-

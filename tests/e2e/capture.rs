@@ -11,7 +11,10 @@ pub fn recorded(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    eprintln!("recorded data {} is not there: this test checks nothing", path.display());
+    eprintln!(
+        "recorded data {} is not there: this test checks nothing",
+        path.display()
+    );
     None
 }
 
@@ -36,28 +39,50 @@ pub fn plain(text: &str) -> String {
 fn published_kline() -> Option<Vec<String>> {
     let klines = recorded("pairs/binance_spot_BTCUSDT-5m-2024-08-01_08.csv.gz")?;
     let text = gunzip(&klines);
-    let line = text.lines().find(|l| l.starts_with("1723161300000,")).expect("the kline");
+    let line = text
+        .lines()
+        .find(|l| l.starts_with("1723161300000,"))
+        .expect("the kline");
     let f: Vec<&str> = line.split(',').collect();
-    Some([1, 2, 3, 4, 5, 7, 8, 9, 10].iter().map(|i| plain(f[*i])).collect())
+    Some(
+        [1, 2, 3, 4, 5, 7, 8, 9, 10]
+            .iter()
+            .map(|i| plain(f[*i]))
+            .collect(),
+    )
 }
 
-const NINE: &str = "open, high, low, close, volume, quote_volume, trade_count, taker_buy_base, taker_buy_quote";
+const NINE: &str =
+    "open, high, low, close, volume, quote_volume, trade_count, taker_buy_base, taker_buy_quote";
 
 fn our_bar(data: &Path) -> Vec<String> {
     let sql = format!(
         "select {NINE} from silver.market_ohlcv where is_current and symbol = 'BTCUSDT' and bar_interval = '5m' \
          and cast(bar_start as bigint) = 1723161300000000"
     );
-    let ran = Finlake::new().data(data).args(["query", "--output", "csv"]).arg(&sql).run(secs(60)).ok();
+    let ran = Finlake::new()
+        .data(data)
+        .args(["query", "--output", "csv"])
+        .arg(&sql)
+        .run(secs(60))
+        .ok();
     let mut lines = ran.stdout.lines().skip(1);
-    let row = lines.next().expect("one bar").split(',').map(plain).collect();
+    let row = lines
+        .next()
+        .expect("one bar")
+        .split(',')
+        .map(plain)
+        .collect();
     assert_eq!(lines.next(), None, "one current row only");
     row
 }
 
 #[test]
 fn a_capture_gives_the_exchanges_own_bar() {
-    let (Some(capture), Some(kline)) = (recorded("ws/hft_spot_btcusdt_20240808.jsonl.gz"), published_kline()) else {
+    let (Some(capture), Some(kline)) = (
+        recorded("ws/hft_spot_btcusdt_20240808.jsonl.gz"),
+        published_kline(),
+    ) else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -98,12 +123,22 @@ fn shuffled_and_repeated_messages_give_the_same_rows() {
             .arg(input)
             .run(secs(120))
             .ok();
-        let ask = |sql: &str| Finlake::new().data(&data).args(["query", "--output", "csv"]).arg(sql).run(secs(60)).ok().stdout;
+        let ask = |sql: &str| {
+            Finlake::new()
+                .data(&data)
+                .args(["query", "--output", "csv"])
+                .arg(sql)
+                .run(secs(60))
+                .ok()
+                .stdout
+        };
         let silver = ask(&format!(
             "select source, symbol, bar_interval, bar_start, {NINE}, vwap, first_trade_id, last_trade_id \
              from silver.market_ohlcv where is_current order by 1, 2, 3, 4"
         ));
-        let gold = ask("select source, symbol, trade_date, close, return_1 from gold.market_metrics where is_current order by 1, 2, 3");
+        let gold = ask(
+            "select source, symbol, trade_date, close, return_1 from gold.market_metrics where is_current order by 1, 2, 3",
+        );
         (silver, gold)
     };
     let straight = content("straight", &capture);

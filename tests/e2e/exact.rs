@@ -60,7 +60,10 @@ impl World {
             .set("registry.url", self.registry.registry_url().unwrap())
             .set("kafka.partitions", PARTITIONS)
             .set("kafka.instance_id", instance)
-            .set("state.dir", self.dir.path().join(format!("state-{instance}")).display())
+            .set(
+                "state.dir",
+                self.dir.path().join(format!("state-{instance}")).display(),
+            )
             .set("stream.intervals", self.intervals)
             .set("stream.session_timeout_ms", 8000)
             .set("stream.transaction_timeout_ms", 4000)
@@ -69,7 +72,10 @@ impl World {
     }
 
     pub fn create_topics(&self) {
-        self.finlake("setup").args(["topics", "create"]).run(secs(60)).ok();
+        self.finlake("setup")
+            .args(["topics", "create"])
+            .run(secs(60))
+            .ok();
     }
 
     /// Sends messages in order; partition by murmur2 of the key.
@@ -104,7 +110,8 @@ impl World {
             .unwrap();
         let mut list = TopicPartitionList::new();
         for p in 0..PARTITIONS {
-            list.add_partition_offset(topic, p, Offset::Beginning).unwrap();
+            list.add_partition_offset(topic, p, Offset::Beginning)
+                .unwrap();
         }
         consumer.assign(&list).unwrap();
         let (mut all, mut ended) = (Vec::new(), BTreeSet::new());
@@ -113,7 +120,13 @@ impl World {
                 Ok(m) => {
                     let headers = m.headers().map(|h| {
                         h.iter()
-                            .map(|h| (h.key.to_owned(), String::from_utf8_lossy(h.value.unwrap_or_default()).into_owned()))
+                            .map(|h| {
+                                (
+                                    h.key.to_owned(),
+                                    String::from_utf8_lossy(h.value.unwrap_or_default())
+                                        .into_owned(),
+                                )
+                            })
                             .collect()
                     });
                     all.push((
@@ -138,14 +151,22 @@ impl World {
 
     /// The whole proof: tables and DLQ equal the recomputation, histories and ledger hold.
     pub fn verify(&self) {
-        let inputs: Vec<oracle::Input> = self.read(topics::TICKS).into_iter().map(|(i, _)| i).collect();
+        let inputs: Vec<oracle::Input> = self
+            .read(topics::TICKS)
+            .into_iter()
+            .map(|(i, _)| i)
+            .collect();
         let names: Vec<&str> = self.intervals.split(',').collect();
         let expected = oracle::recompute(&inputs, &self.codec, &names, 10_000_000);
         let data = self.data();
         same("Bronze", &rows::bronze(&data), &expected.bronze);
         same("Silver", &rows::silver(&data), &expected.silver);
         same("Gold", &rows::gold(&data), &expected.gold);
-        rows::histories(&data, "silver.market_ohlcv", "source, symbol, bar_interval, bar_start");
+        rows::histories(
+            &data,
+            "silver.market_ohlcv",
+            "source, symbol, bar_interval, bar_start",
+        );
         rows::histories(&data, "gold.market_metrics", "source, symbol, trade_date");
         self.dead_letters(&expected);
         self.ledger(&expected);
@@ -154,14 +175,28 @@ impl World {
     fn dead_letters(&self, expected: &oracle::Expected) {
         let mut found = BTreeSet::new();
         for (record, headers) in self.read(topics::DLQ) {
-            let header = |name: &str| headers.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
+            let header = |name: &str| {
+                headers
+                    .iter()
+                    .find(|(k, _)| k == name)
+                    .map(|(_, v)| v.clone())
+            };
             let class = header("finlake.error.class").expect("a class");
-            assert!(!class.starts_with("too_late"), "{class} does not belong here");
+            assert!(
+                !class.starts_with("too_late"),
+                "{class} does not belong here"
+            );
             assert!(header("finlake.error.message").is_some_and(|m| !m.is_empty()));
             let partition: i32 = header("finlake.partition").unwrap().parse().unwrap();
             let offset: i64 = header("finlake.offset").unwrap().parse().unwrap();
-            assert_eq!(partition, record.partition, "output partition = input partition");
-            assert!(found.insert((partition, offset)), "{partition}@{offset} is in the DLQ twice");
+            assert_eq!(
+                partition, record.partition,
+                "output partition = input partition"
+            );
+            assert!(
+                found.insert((partition, offset)),
+                "{partition}@{offset} is in the DLQ twice"
+            );
         }
         same("DLQ", &found, &expected.rejected);
     }
@@ -173,19 +208,39 @@ impl World {
         for (record, _) in self.read(topics::LEDGER) {
             let e = self.codec.decode_ledger(&record.value).unwrap();
             let at = &mut next[record.partition as usize];
-            assert_eq!(e.commit, at.0, "INV-12: commit numbers are contiguous, partition {}", record.partition);
-            assert_eq!(e.prev_hash, at.2, "the chain of entries, partition {} commit {}", record.partition, e.commit);
+            assert_eq!(
+                e.commit, at.0,
+                "INV-12: commit numbers are contiguous, partition {}",
+                record.partition
+            );
+            assert_eq!(
+                e.prev_hash, at.2,
+                "the chain of entries, partition {} commit {}",
+                record.partition, e.commit
+            );
             let ticks = e.inputs.iter().find(|i| i.topic == topics::TICKS).unwrap();
             assert_eq!(ticks.start, at.1, "INV-12: positions are contiguous");
-            assert_eq!(ticks.records, ticks.accepted + ticks.duplicates + ticks.rejected, "INV-11: {e:?}");
+            assert_eq!(
+                ticks.records,
+                ticks.accepted + ticks.duplicates + ticks.rejected,
+                "INV-11: {e:?}"
+            );
             accepted += ticks.accepted;
             duplicates += ticks.duplicates;
             rejected += ticks.rejected;
-            *at = (e.commit + 1, ticks.end, finlake_schemas::hash128(&[], &record.value));
+            *at = (
+                e.commit + 1,
+                ticks.end,
+                finlake_schemas::hash128(&[], &record.value),
+            );
         }
         assert_eq!(
             (accepted, duplicates, rejected),
-            (expected.accepted as i64, expected.duplicates as i64, expected.rejected.len() as i64),
+            (
+                expected.accepted as i64,
+                expected.duplicates as i64,
+                expected.rejected.len() as i64
+            ),
             "sums of the ledger"
         );
     }
@@ -203,7 +258,12 @@ fn same<T: Ord + std::fmt::Debug>(what: &str, found: &BTreeSet<T>, expected: &BT
 }
 
 /// Messages of a generated market with duplicates, late trades and poison; the late group last.
-pub fn market(world: &World, seed: u64, symbols: usize, trades: u64) -> Vec<finlake::demo::market::Message> {
+pub fn market(
+    world: &World,
+    seed: u64,
+    symbols: usize,
+    trades: u64,
+) -> Vec<finlake::demo::market::Message> {
     let mut feed = finlake::demo::market::feed(seed, symbols, trades, &world.codec).unwrap();
     feed.first.append(&mut feed.late);
     feed.first
@@ -240,7 +300,11 @@ pub fn kills(world: &World, kills: usize, trades: u64, seed: u64) {
         world.produce(part);
         std::thread::sleep(Duration::from_millis(300 + rng.below(2_500)));
         process.kill9();
-        assert!(!process.log().contains("rebuilding"), "the store was wiped: {}", process.tail());
+        assert!(
+            !process.log().contains("rebuilding"),
+            "the store was wiped: {}",
+            process.tail()
+        );
         replayed += process.log().matches("replayed").count();
         process = world.finlake("a").arg("run").spawn();
     }
@@ -249,7 +313,11 @@ pub fn kills(world: &World, kills: usize, trades: u64, seed: u64) {
     }
     std::thread::sleep(secs(3));
     assert_eq!(process.stop(secs(60)), 0, "{}", process.tail());
-    assert!(replayed > 0, "the log says how many changelog records were replayed: {}", process.tail());
+    assert!(
+        replayed > 0,
+        "the log says how many changelog records were replayed: {}",
+        process.tail()
+    );
     world.finish("a");
     world.verify();
 }

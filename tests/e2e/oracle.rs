@@ -66,7 +66,12 @@ fn fixed(units: i128, scale: usize) -> String {
 }
 
 /// Recomputes everything. `intervals` as configured; 1d is added if it is missing.
-pub fn recompute(inputs: &[Input], codec: &Codec, intervals: &[&str], max_ahead_us: i64) -> Expected {
+pub fn recompute(
+    inputs: &[Input],
+    codec: &Codec,
+    intervals: &[&str],
+    max_ahead_us: i64,
+) -> Expected {
     let mut expected = Expected::default();
     let mut seen = BTreeSet::new();
     let mut trades: BTreeMap<(String, String), Vec<Trade>> = BTreeMap::new();
@@ -125,10 +130,17 @@ pub fn recompute(inputs: &[Input], codec: &Codec, intervals: &[&str], max_ahead_
             let length = interval_us(name);
             let mut bars: BTreeMap<i64, Vec<&Trade>> = BTreeMap::new();
             for t in list.iter() {
-                bars.entry(t.time.div_euclid(length) * length).or_default().push(t);
+                bars.entry(t.time.div_euclid(length) * length)
+                    .or_default()
+                    .push(t);
             }
             for (start, of_bar) in &bars {
-                let key = (symbol.0.clone(), symbol.1.clone(), (*name).to_owned(), *start);
+                let key = (
+                    symbol.0.clone(),
+                    symbol.1.clone(),
+                    (*name).to_owned(),
+                    *start,
+                );
                 expected.silver.insert(bar_line(&key, of_bar));
             }
             if *name == "1d" {
@@ -180,7 +192,11 @@ fn bar_line(key: &BarKey, trades: &[&Trade]) -> String {
 pub fn round9(x: Option<f64>) -> String {
     x.map_or("null".into(), |x| {
         let s = format!("{x:.8e}");
-        if s.starts_with("-0.00000000e") { "0.00000000e0".into() } else { s }
+        if s.starts_with("-0.00000000e") {
+            "0.00000000e0".into()
+        } else {
+            s
+        }
     })
 }
 
@@ -192,7 +208,9 @@ fn gold(symbol: &(String, String), closes: &[(i64, i128)], into: &mut BTreeSet<S
             if i < n {
                 return (None, None);
             }
-            let returns: Vec<f64> = (i - n + 1..=i).map(|j| price(j) / price(j - 1) - 1.0).collect();
+            let returns: Vec<f64> = (i - n + 1..=i)
+                .map(|j| price(j) / price(j - 1) - 1.0)
+                .collect();
             let mean = returns.iter().sum::<f64>() / n as f64;
             let var = returns.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / (n as f64 - 1.0);
             let sd = var.sqrt();

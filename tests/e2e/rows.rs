@@ -7,7 +7,12 @@ use crate::harness::{Finlake, secs};
 
 /// Runs a statement on a data folder; rows as CSV lines without the header.
 pub fn ask(data: &Path, sql: &str) -> Vec<String> {
-    let ran = Finlake::new().data(data).args(["query", "--quiet", "--output", "csv"]).arg(sql).run(secs(300)).ok();
+    let ran = Finlake::new()
+        .data(data)
+        .args(["query", "--quiet", "--output", "csv"])
+        .arg(sql)
+        .run(secs(300))
+        .ok();
     ran.stdout.lines().skip(1).map(str::to_owned).collect()
 }
 
@@ -49,7 +54,10 @@ pub fn gold(data: &Path) -> BTreeSet<String> {
 
 /// (partition, offset) of every Bronze row; doubled rows are found by the count.
 pub fn bronze(data: &Path) -> BTreeSet<(i32, i64)> {
-    let lines = ask(data, "select kafka_partition, kafka_offset from bronze.market_ticks");
+    let lines = ask(
+        data,
+        "select kafka_partition, kafka_offset from bronze.market_ticks",
+    );
     let n = lines.len();
     let set: BTreeSet<(i32, i64)> = lines
         .iter()
@@ -68,21 +76,36 @@ pub fn histories(data: &Path, table: &str, key: &str) {
         let found = ask(data, sql);
         assert!(found.is_empty(), "{what} in {table}: {found:?}");
     };
-    none("INV-3: an empty or backward interval", &format!(
-        "select {key} from {table} where sys_from >= sys_to or valid_from >= valid_to limit 5"
-    ));
-    none("INV-2: two open rows of a key", &format!(
-        "select {key}, count(*) from {table} where is_current group by {key} having count(*) > 1 limit 5"
-    ));
-    none("INV-2: two versions of a key with one sys_from", &format!(
-        "select {key}, sys_from, count(*) from {table} group by {key}, sys_from having count(*) > 1 limit 5"
-    ));
+    none(
+        "INV-3: an empty or backward interval",
+        &format!(
+            "select {key} from {table} where sys_from >= sys_to or valid_from >= valid_to limit 5"
+        ),
+    );
+    none(
+        "INV-2: two open rows of a key",
+        &format!(
+            "select {key}, count(*) from {table} where is_current group by {key} having count(*) > 1 limit 5"
+        ),
+    );
+    none(
+        "INV-2: two versions of a key with one sys_from",
+        &format!(
+            "select {key}, sys_from, count(*) from {table} group by {key}, sys_from having count(*) > 1 limit 5"
+        ),
+    );
     // Versions of a key in order of sys_from: each closes exactly where the next begins (INV-2, INV-6).
-    none("INV-6: a sys_to that is not the next version's sys_from", &format!(
-        "select * from (select {key}, sys_to, is_current, lead(sys_from) over (partition by {key} order by sys_from) as next \
+    none(
+        "INV-6: a sys_to that is not the next version's sys_from",
+        &format!(
+            "select * from (select {key}, sys_to, is_current, lead(sys_from) over (partition by {key} order by sys_from) as next \
          from {table}) where (next is null and not is_current) or (next is not null and next <> sys_to) limit 5"
-    ));
-    none("INV-8: two rows of one output record", &format!(
-        "select kafka_partition, kafka_offset, count(*) from {table} group by 1, 2 having count(*) > 1 limit 5"
-    ));
+        ),
+    );
+    none(
+        "INV-8: two rows of one output record",
+        &format!(
+            "select kafka_partition, kafka_offset, count(*) from {table} group by 1, 2 having count(*) > 1 limit 5"
+        ),
+    );
 }
