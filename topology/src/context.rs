@@ -15,6 +15,9 @@ use crate::processor::Failure;
 use crate::record::{Record, TopicIdx};
 use crate::stats::Counter;
 
+/// Called with each key and value of a scan.
+pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// Header names of a dead-lettered record; all values are text.
 pub mod dlq_headers {
     /// The rejection's class.
@@ -300,7 +303,7 @@ impl<'a> Context<'a> {
         store: usize,
         from: &[u8],
         to: Option<&[u8]>,
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        f: &mut Visitor<'_>,
     ) -> Result<(), Failure> {
         let id = self.store(store);
         self.core

@@ -39,6 +39,9 @@ impl OutputRecord {
     }
 }
 
+/// Key and value in a store.
+pub type StoredEntry = (Vec<u8>, Vec<u8>);
+
 /// A record as it was sent to a changelog: store, key, value.
 pub type ChangelogRecord = (String, Vec<u8>, Option<Vec<u8>>);
 
@@ -297,7 +300,7 @@ impl<D: Domain> TestDriver<D> {
     }
 
     /// Content of a store, overlay included, in key order.
-    pub fn store(&self, name: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    pub fn store(&self, name: &str) -> Result<Vec<StoredEntry>, Error> {
         let mut stores = self.topology.stores().iter();
         let id = stores
             .position(|s| **s == *name)

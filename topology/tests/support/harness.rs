@@ -175,6 +175,11 @@ pub fn check_partition(kafka: &dyn Logs, partition: i32) {
             *end = *to;
         }
     }
+    assert_eq!(
+        finlake_topology::inv::violations(),
+        [],
+        "no invariant broke"
+    );
     let read: i64 = lines.iter().flat_map(|l| &l.inputs).map(|i| i[2]).sum();
     assert_eq!(read as usize, echoes.len() + poison, "INV-11");
 }
