@@ -1,6 +1,6 @@
 //! What the demo prints: rows of Silver and Gold, one question asked at two system times, the DLQ, where everything is.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,7 +42,12 @@ struct Show<'a> {
 }
 
 fn heading(text: &str) -> io::Result<()> {
-    writeln!(io::stdout(), "\n\x1b[1m{text}\x1b[0m").or(Ok(()))
+    let out = io::stdout();
+    if out.is_terminal() {
+        writeln!(out.lock(), "\n\x1b[1m{text}\x1b[0m")
+    } else {
+        writeln!(out.lock(), "\n{text}")
+    }
 }
 
 impl Show<'_> {
@@ -141,7 +146,7 @@ impl Show<'_> {
         ))?;
         let mut out = io::stdout().lock();
         for (class, n) in counts {
-            writeln!(out, "  {n:>6}  {class}").or(Ok::<(), io::Error>(()))?;
+            writeln!(out, "  {n:>6}  {class}")?;
         }
         Ok(())
     }

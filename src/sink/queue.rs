@@ -151,7 +151,7 @@ mod tests {
     fn long_use_stays_bounded_and_right() {
         let mut q = RecordQueue::default();
         let value = vec![7u8; 1000];
-        let mut next_out = 0;
+        let mut next_out = 0i64;
         for i in 0..50_000i64 {
             let mut v = value.clone();
             v[..8].copy_from_slice(&i.to_be_bytes());

@@ -8,4 +8,5 @@ mod capture;
 mod exact;
 mod faults;
 mod oracle;
+mod readers;
 mod rows;
