@@ -233,7 +233,13 @@ impl<D: Domain> TestDriver<D> {
 
     /// A crash and a restart over the same store.
     pub fn crash(&mut self) -> Result<Vec<i64>, Error> {
-        self.task.abort();
+        // A store has one owner at a time: the old task goes before the new comes.
+        self.task = open(
+            &self.topology,
+            &self.config,
+            &StateDb::memory(),
+            self.number,
+        )?;
         self.task = open(&self.topology, &self.config, &self.db, self.number)?;
         self.abort()
     }
