@@ -204,6 +204,16 @@ pub enum TablesCommand {
         /// One table only
         table: Option<String>,
     },
+    /// Take a table over as it is after another engine moved it (rollback, replaced data)
+    #[command(
+        after_help = "FinLake stops with `table_moved` when a table's current snapshot does not follow its own last one.\n\
+        Look at what was done first: `finlake tables snapshots TABLE`. Adopting sets the positions to what\n\
+        the current snapshot's history says, so that what a rollback took away is taken again from Kafka."
+    )]
+    Adopt {
+        /// The table, such as silver.market_ohlcv
+        table: String,
+    },
     /// Live files by kind: count, rows, bytes
     Files {
         /// One table only

@@ -135,6 +135,26 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
             }
             printer.finish(&[])?;
         }
+        Some(TablesCommand::Adopt { table }) => {
+            let columns = [
+                ("table", text),
+                ("partition", number),
+                ("commit", number),
+                ("input_end", number),
+            ];
+            let mut printer = Printer::new(out, format, &columns)?;
+            for table in chosen(&lake, &runtime, Some(table))? {
+                for (partition, at) in runtime.block_on(lake.adopt(table))? {
+                    printer.row(vec![
+                        Some(table.to_string()),
+                        Some(partition.to_string()),
+                        Some(at.commit.to_string()),
+                        Some(at.input_end.to_string()),
+                    ])?;
+                }
+            }
+            printer.finish(&[])?;
+        }
         Some(TablesCommand::Files { table }) => {
             let columns = [
                 ("table", text),
