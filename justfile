@@ -19,6 +19,6 @@ lint:
 bench *ARGS:
     ./test --bench {{ ARGS }}
 
-# Simulation; a failing run prints its seed: just sim --seed N
-sim *ARGS:
-    ./finlake sim {{ ARGS }}
+# The seeded soak: a failing run prints FINLAKE_SEED; just sim SEED replays it
+sim SEED="" ROUNDS="200":
+    {{ if SEED == "" { "" } else { "FINLAKE_SEED=" + SEED } }} FINLAKE_SOAK_ROUNDS={{ ROUNDS }} ./test --only random_deaths_moves_and_cuts
