@@ -120,12 +120,37 @@ impl Host for Rocks {
     }
 }
 
+/// Copies the files of an open store as they stand at one moment, which is what a kill leaves: taken
+/// again when RocksDB's background work changed the folder meanwhile.
 fn copy_files(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    for _ in 0..1_000 {
+        let before = listing(from);
+        std::fs::create_dir(to).unwrap();
+        let copied = before
+            .iter()
+            .all(|(name, ..)| std::fs::copy(from.join(name), to.join(name)).is_ok());
+        if copied && listing(from) == before {
+            return;
+        }
+        std::fs::remove_dir_all(to).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2));
     }
+    panic!("{} never stood still", from.display());
+}
+
+fn listing(dir: &Path) -> Vec<(std::ffi::OsString, u64, Option<std::time::SystemTime>)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
+    let mut files: Vec<_> = entries
+        .map(|entry| {
+            // A file may have gone since it was listed.
+            let data = entry.metadata().ok();
+            let length = data.as_ref().map_or(0, std::fs::Metadata::len);
+            let changed = data.and_then(|d| d.modified().ok());
+            (entry.file_name(), length, changed)
+        })
+        .collect();
+    files.sort();
+    files
 }
 
 fn specs() -> Vec<StoreSpec> {
