@@ -32,7 +32,8 @@ const MAX_STORES: usize = 255;
 pub struct Budget {
     /// Cache of uncompressed blocks, indexes and filters, in bytes. Default 16 MiB.
     pub block_cache: usize,
-    /// All write buffers together, in bytes; at least 3 MiB are sensible. Default 16 MiB.
+    /// All write buffers together, in bytes; at least 3 MiB are sensible. One commit is one batch
+    /// and may overshoot it by its own size. Default 16 MiB.
     pub write_buffers: usize,
     /// Table files held open at once; −1 for all. Default 256.
     pub open_files: i32,
