@@ -349,7 +349,7 @@ async fn filters_skip_files_and_lose_no_row() {
             .collect();
         fixture.commit(0, T0 + n + 1, &bars).await;
         fixture
-            .commit(0, T0 + n + 100, &[("BB", T0 + n * HOUR, Some(7 + n))])
+            .commit(0, T0 + n + 100, &[("BB", T0 + n / 2 * HOUR, Some(7 + n))])
             .await;
     }
     let engine = fixture.engine();
