@@ -7,9 +7,11 @@
 
 mod assemble;
 mod batch;
+mod control;
 mod queue;
 mod run;
 
 pub use assemble::{AssembleError, Assembler, Feed, Held, Ready};
+pub use control::{SilentSink, SinkControl, SinkError, SinkObserver, SinkOptions, SinkStatus};
 pub use queue::{Queued, RecordQueue};
-pub use run::{SilentSink, Sink, SinkControl, SinkError, SinkObserver, SinkOptions, SinkStatus};
+pub use run::Sink;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use finlake_lakehouse::{LakeError, Lakehouse, Outcome, Position, SinkBatch, Table, TableSink};
@@ -15,7 +15,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
 
 use super::assemble::{AssembleError, Assembler, Feed, Held};
-use super::batch::{Pending, TakeError};
+use super::batch::Pending;
+use super::control::{SinkControl, SinkError, SinkObserver, SinkOptions, SinkStatus};
 use super::queue::Queued;
 
 /// Order of the consumer's topics: the ledger leads, the rest is attached.
@@ -24,111 +25,6 @@ const FEEDS: [Feed; 4] = [Feed::Ledger, Feed::Ticks, Feed::Ohlcv, Feed::Metrics]
 const WAITING_BYTES: usize = 32 << 20;
 /// Ledger entries read ahead of their records.
 const WAITING_ENTRIES: usize = 4096;
-
-/// How the sink behaves.
-#[derive(Debug, Clone)]
-pub struct SinkOptions {
-    /// Between table commits.
-    pub commit_interval: Duration,
-    /// Between commits without rows, which only move the frontier.
-    pub frontier_interval: Duration,
-    /// Rows that make a commit at once.
-    pub max_rows: usize,
-}
-
-impl Default for SinkOptions {
-    fn default() -> Self {
-        Self {
-            commit_interval: Duration::from_secs(10),
-            frontier_interval: Duration::from_secs(60),
-            max_rows: 400_000,
-        }
-    }
-}
-
-/// Why the sink stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum SinkError {
-    #[error(transparent)]
-    Kafka(#[from] KafkaError),
-    #[error(transparent)]
-    Lake(#[from] LakeError),
-    #[error(transparent)]
-    Books(#[from] AssembleError),
-    #[error(
-        "market.ticks partition {partition} begins at offset {low}, but {table} holds input only up to {held}: \
-         offsets {held}..{low} are gone from the topic (retention or DeleteRecords). Raise retention.ms; to go on, \
-         restore the records into the topic or rebuild the table in a new warehouse"
-    )]
-    Lost {
-        table: Table,
-        partition: i32,
-        held: i64,
-        low: i64,
-    },
-}
-
-impl From<TakeError> for SinkError {
-    fn from(e: TakeError) -> Self {
-        match e {
-            TakeError::Assemble(e) => SinkError::Books(e),
-            TakeError::Lake(e) => SinkError::Lake(e),
-        }
-    }
-}
-
-/// How to end the sink from outside.
-#[derive(Debug, Default)]
-pub struct SinkControl {
-    /// Commit what is whole, then return.
-    pub stop: AtomicBool,
-    /// Return once every owned partition has reached this offset of the ledger and all of it is in the tables.
-    pub drain_to: Mutex<Option<BTreeMap<i32, i64>>>,
-    /// On a stop leave the group (scale-down).
-    pub leave: AtomicBool,
-}
-
-/// What the sink has reached, for waiting, readiness and metrics.
-#[derive(Debug, Default)]
-pub struct SinkStatus {
-    /// Positions per partition, in the order of [`Table::ALL`].
-    pub positions: BTreeMap<i32, [Position; 3]>,
-    /// Snapshots made, per table.
-    pub snapshots: [u64; 3],
-    /// Swaps lost to other writers.
-    pub lost_swaps: u64,
-    /// The group has answered at least once.
-    pub joined: bool,
-}
-
-/// What the sink tells the outside.
-pub trait SinkObserver: Send {
-    /// A table commit is done.
-    fn committed(&mut self, table: Table, outcome: &Outcome, took: Duration) {
-        let _ = (table, outcome, took);
-    }
-    /// Kafka timestamps (ms) of oldest and newest input record now in the tables, and how many.
-    fn whole(&mut self, oldest_ms: i64, newest_ms: i64, rows: usize) {
-        let _ = (oldest_ms, newest_ms, rows);
-    }
-    /// Live data files and hot rows of a table.
-    fn shape(&mut self, table: Table, files: usize, hot_rows: usize) {
-        let _ = (table, files, hot_rows);
-    }
-    /// System time (µs) up to which all owned partitions of all tables are whole.
-    fn frontier(&mut self, at: i64) {
-        let _ = at;
-    }
-    /// A failure that is retried.
-    fn retried(&mut self, why: &str) {
-        let _ = why;
-    }
-}
-
-/// Nobody listens.
-#[derive(Debug, Default)]
-pub struct SilentSink;
-impl SinkObserver for SilentSink {}
 
 struct Part {
     assembler: Assembler,

@@ -12,7 +12,7 @@ use kafka_protocol::records::{
     TimestampType,
 };
 
-use super::clients::{topic, unique};
+use super::clients::{topic, topic_with, unique};
 
 const OK: i16 = 0;
 const OFFSET_OUT_OF_RANGE: i16 = 1;
@@ -367,7 +367,8 @@ pub async fn transaction_codes(bootstrap: &str) {
 
 /// Codes of Produce, Fetch and ListOffsets.
 pub async fn data_codes(bootstrap: &str) {
-    let t = topic(bootstrap, "raw", 1).await;
+    // Its records are from 1970: without this, upkeep may remove them in the middle.
+    let t = topic_with(bootstrap, "raw", 1, &[("retention.ms", "-1")]).await;
     let mut raw = Raw::connect(bootstrap);
     let plain = batch((-1, -1), -1, 1, false);
     assert_eq!(
