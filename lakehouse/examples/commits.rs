@@ -38,7 +38,8 @@ async fn open(dir: &std::path::Path, sync: bool) -> Result<(Lakehouse, Arc<Atomi
     config
         .storage
         .insert("finlake.storage.sync".into(), sync.to_string());
-    let clock = Arc::new(AtomicI64::new(T0 / 1_000));
+    // Ahead of the wall clock that creation stamps.
+    let clock = Arc::new(AtomicI64::new(4_000_000_000_000));
     let now = clock.clone();
     let lake = Lakehouse::open(config)
         .await?

@@ -158,27 +158,16 @@ pub fn merge_groups<'a>(
     let mut out = Vec::new();
     for ((kind, _), mut files) in groups {
         files.sort_by(|a, b| (a.rows, &a.path).cmp(&(b.rows, &b.path)));
-        let (mut sum, mut bytes) = (0u64, 0u64);
-        let mut take = 0;
-        for f in &files {
-            // A file joins while it is not much larger than what is gathered so far.
-            if take > 0 && f.rows > sum.saturating_mul(2).max(1_000) {
-                break;
+        // A lone tiny file must not keep the larger ones from each other: try every start.
+        let run = (0..files.len())
+            .map(|start| similar(&files[start..], kind, budget, upkeep))
+            .enumerate()
+            .find(|(_, run)| run.files >= upkeep.fan_in.max(2));
+        if let Some((start, run)) = run {
+            if run.rows <= SORT_ROWS {
+                budget = budget.saturating_sub(run.rows);
             }
-            let sorts = sum + f.rows <= SORT_ROWS.min(budget);
-            let joins = kind == Kind::Ticks && bytes + f.bytes <= upkeep.file_bytes;
-            if !sorts && !joins {
-                break;
-            }
-            sum += f.rows;
-            bytes += f.bytes;
-            take += 1;
-        }
-        if take >= upkeep.fan_in.max(2) {
-            if sum <= SORT_ROWS {
-                budget = budget.saturating_sub(sum);
-            }
-            files.truncate(take);
+            let mut files: Vec<_> = files.drain(start..start + run.files).collect();
             files.sort_by(|a, b| {
                 let key = |f: &FileMeta| (f.symbol.clone(), f.time);
                 key(a).cmp(&key(b)).then_with(|| a.path.cmp(&b.path))
@@ -187,6 +176,32 @@ pub fn merge_groups<'a>(
         }
     }
     out
+}
+
+struct Run {
+    files: usize,
+    rows: u64,
+}
+
+/// The longest run of files of similar size, smallest first, that may be merged into one.
+fn similar(files: &[Arc<FileMeta>], kind: Kind, budget: u64, upkeep: &Upkeep) -> Run {
+    let mut run = Run { files: 0, rows: 0 };
+    let mut bytes = 0;
+    for f in files {
+        // A file joins while it is not much larger than what is gathered so far.
+        if run.files > 0 && f.rows > run.rows.saturating_mul(2).max(1_000) {
+            break;
+        }
+        let sorts = run.rows + f.rows <= SORT_ROWS.min(budget);
+        let joins = kind == Kind::Ticks && bytes + f.bytes <= upkeep.file_bytes;
+        if !sorts && !joins {
+            break;
+        }
+        run.rows += f.rows;
+        bytes += f.bytes;
+        run.files += 1;
+    }
+    run
 }
 
 /// The Kafka partition whose owner merges a tuple's shared files (FNV-1a of its text).
@@ -214,8 +229,11 @@ pub async fn referenced(file_io: &FileIO, metadata: &TableMetadata) -> Result<BT
                 continue;
             }
             let bytes = file_io.new_input(&m.manifest_path)?.read().await?;
+            // A deleted entry tells of a file that the snapshot no longer holds.
             for e in Manifest::parse_avro(&bytes)?.entries() {
-                out.insert(e.file_path().to_string());
+                if e.is_alive() {
+                    out.insert(e.file_path().to_string());
+                }
             }
             out.insert(m.manifest_path);
         }

@@ -227,6 +227,12 @@ impl<D: Domain> Task<D> {
             let input = &mut self.core.inputs[topic];
             if record.offset < input.position {
                 // Fetched before a seek and processed already.
+                tracing::debug!(
+                    task = self.core.task,
+                    offset = record.offset,
+                    position = input.position,
+                    "a record before the position"
+                );
                 continue;
             }
             input.skipped += record.offset - input.position;
@@ -253,6 +259,13 @@ impl<D: Domain> Task<D> {
     pub fn advance(&mut self, topic: TopicIdx, position: i64) {
         let input = &mut self.core.inputs[topic.index()];
         if position > input.position {
+            tracing::debug!(
+                task = self.core.task,
+                topic = topic.0,
+                from = input.position,
+                to = position,
+                "the position moved over offsets without a record"
+            );
             input.skipped += position - input.position;
             input.position = position;
         }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use arrow::array::{Array, RecordBatch};
@@ -52,13 +51,8 @@ pub fn ids() -> KafkaIds {
     }
 }
 
-/// Opens with a clock that moves 10 s per reading.
 pub async fn open(config: LakeConfig) -> Lakehouse {
-    let now = Arc::new(AtomicI64::new(T0 / 1_000));
-    let lake = Lakehouse::open(config)
-        .await
-        .unwrap()
-        .with_clock(Arc::new(move || now.fetch_add(10_000, Ordering::SeqCst)));
+    let lake = Lakehouse::open(config).await.unwrap();
     lake.ensure_tables(&ids()).await.unwrap();
     lake
 }

@@ -10,7 +10,7 @@ use crate::common::*;
 
 fn ops() -> Vec<Vec<(u8, u8)>> {
     (0..12u8)
-        .map(|i| vec![(i, i), (i / 2, i / 3), (i * 5, 7 - i % 8)])
+        .map(|i| vec![(i, i), (i / 2, i / 3), (i.wrapping_mul(5), 7 - i % 8)])
         .collect()
 }
 

@@ -4,4 +4,5 @@ mod common;
 mod crashes;
 mod files;
 mod races;
+mod rest;
 mod versions;

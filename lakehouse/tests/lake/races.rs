@@ -12,7 +12,7 @@ async fn race(table: Table) {
     let dir = tempfile::tempdir().unwrap();
     let lake = open(eager(dir.path(), 2)).await;
     let ops: Vec<Vec<(u8, u8)>> = (0..40u8)
-        .map(|i| vec![(i, i), (i / 3, i / 2), (i * 7, 3)])
+        .map(|i| vec![(i, i), (i / 3, i / 2), (i.wrapping_mul(7), 3)])
         .collect();
     let mut tasks = vec![];
     for p in 0..2 {

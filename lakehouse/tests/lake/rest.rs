@@ -1,0 +1,207 @@
+//! The REST catalog against a small server of our own that loses, refuses and forgets.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use finlake_lakehouse::{Catalog, Lakehouse, Table};
+use iceberg::spec::{TableMetadata, TableMetadataBuilder};
+use iceberg::{TableCreation, TableUpdate};
+use iceberg_catalog_rest::{CommitTableRequest, CreateTableRequest};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::common::*;
+
+/// What the server does with the n-th commit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mood {
+    Answer,
+    /// Applies it and says 503.
+    ApplyAndForget,
+    /// Does nothing and says 500.
+    Refuse,
+}
+
+#[derive(Default)]
+struct Server {
+    tables: HashMap<String, (u32, TableMetadata)>,
+    commits: usize,
+    conflicts: usize,
+}
+
+impl Server {
+    fn loaded(&self, name: &str) -> (u16, Value) {
+        match self.tables.get(name) {
+            None => (404, json!({})),
+            Some((version, m)) => (
+                200,
+                json!({
+                    "metadata-location": format!("{}/metadata/{version:05}.json", m.location()),
+                    "metadata": m,
+                    "config": {},
+                }),
+            ),
+        }
+    }
+
+    fn handle(&mut self, method: &str, path: &str, body: &[u8], mood: Mood) -> (u16, Value) {
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        match (method, parts.as_slice()) {
+            ("GET", ["v1", config]) if config.starts_with("config") => {
+                (200, json!({"overrides": {"prefix": "p"}, "defaults": {}}))
+            }
+            ("POST", ["v1", "p", "namespaces"]) => (200, json!({"namespace": []})),
+            ("POST", ["v1", "p", "namespaces", _, "tables"]) => {
+                let r: CreateTableRequest = serde_json::from_slice(body).unwrap();
+                let name = r.name.clone();
+                let creation = TableCreation::builder()
+                    .name(r.name)
+                    .location(r.location.unwrap())
+                    .schema(r.schema)
+                    .partition_spec_opt(r.partition_spec)
+                    .sort_order_opt(r.write_order)
+                    .properties(r.properties)
+                    .build();
+                let built = TableMetadataBuilder::from_table_creation(creation)
+                    .unwrap()
+                    .build()
+                    .unwrap();
+                self.tables.insert(name.clone(), (0, built.metadata));
+                self.loaded(&name)
+            }
+            ("GET", ["v1", "p", "namespaces", _, "tables", name]) => self.loaded(name),
+            ("POST", ["v1", "p", "namespaces", _, "tables", name]) => {
+                if mood == Mood::Refuse {
+                    return (500, json!({"error": "out of order"}));
+                }
+                let r: CommitTableRequest = serde_json::from_slice(body).unwrap();
+                let (version, m) = self.tables[*name].clone();
+                if r.requirements.iter().any(|q| q.check(Some(&m)).is_err()) {
+                    self.conflicts += 1;
+                    return (409, json!({}));
+                }
+                let old = format!("{}/metadata/{version:05}.json", m.location());
+                let mut builder = m.into_builder(Some(old));
+                for update in r.updates {
+                    builder = TableUpdate::apply(update, builder).unwrap();
+                }
+                let next = builder.build().unwrap().metadata;
+                self.tables.insert((*name).to_string(), (version + 1, next));
+                if mood == Mood::ApplyAndForget {
+                    return (503, json!({}));
+                }
+                self.loaded(name)
+            }
+            _ => (404, json!({"unknown": path})),
+        }
+    }
+}
+
+async fn serve(mut stream: TcpStream, server: Arc<Mutex<Server>>, moods: &'static [Mood]) {
+    let mut seen = Vec::new();
+    let mut chunk = [0u8; 65_536];
+    loop {
+        let n = stream.read(&mut chunk).await.unwrap_or(0);
+        if n == 0 {
+            return;
+        }
+        seen.extend_from_slice(&chunk[..n]);
+        let Some(end) = seen.windows(4).position(|w| w == b"\r\n\r\n") else {
+            continue;
+        };
+        let head = String::from_utf8_lossy(&seen[..end]).to_string();
+        let length = head
+            .lines()
+            .filter_map(|l| l.split_once(':'))
+            .find(|(k, _)| k.eq_ignore_ascii_case("content-length"))
+            .map_or(0, |(_, v)| v.trim().parse::<usize>().unwrap());
+        if seen.len() < end + 4 + length {
+            continue;
+        }
+        let mut words = head.split_whitespace();
+        let (method, path) = (words.next().unwrap(), words.next().unwrap());
+        let (status, body) = {
+            let mut s = server.lock().unwrap();
+            let is_commit = method == "POST" && path.contains("/tables/");
+            let mood = if is_commit {
+                s.commits += 1;
+                moods[s.commits % moods.len()]
+            } else {
+                Mood::Answer
+            };
+            s.handle(method, path, &seen[end + 4..end + 4 + length], mood)
+        };
+        let body = body.to_string();
+        let answer = format!(
+            "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream.write_all(body.as_bytes()).await.unwrap();
+        seen.drain(..end + 4 + length);
+    }
+}
+
+async fn start(moods: &'static [Mood]) -> (String, Arc<Mutex<Server>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    let server = Arc::new(Mutex::new(Server::default()));
+    let shared = server.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, shared.clone(), moods));
+        }
+    });
+    (uri, server)
+}
+
+async fn lake(dir: &std::path::Path, uri: &str) -> Lakehouse {
+    let mut config = eager(dir, 2);
+    config.catalog = Catalog::Rest {
+        uri: uri.to_string(),
+        warehouse: None,
+        props: HashMap::new(),
+    };
+    open(config).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_survive_a_forgetful_server() {
+    let moods = &[
+        Mood::Answer,
+        Mood::ApplyAndForget,
+        Mood::Answer,
+        Mood::Refuse,
+        Mood::Answer,
+    ];
+    let (uri, _) = start(moods).await;
+    let dir = tempfile::tempdir().unwrap();
+    let lake = lake(dir.path(), &uri).await;
+    let ops: Vec<Vec<(u8, u8)>> = (0..20u8).map(|i| vec![(i, i), (i / 2, i / 3)]).collect();
+    let all = ledger(&ops);
+    let mut s = sink(&lake, Table::Ohlcv, &[0]).await;
+    for c in 1..=20 {
+        s.commit(silver(&lake, 0, c, c, &all)).await.unwrap();
+    }
+    let found = rows(&lake, Table::Ohlcv).await;
+    assert_eq!(as_versions(&found), expected(&all));
+    let at = lake.position(Table::Ohlcv, 0).await.unwrap().unwrap();
+    assert_eq!(at.commit, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conflicts_are_reattached() {
+    let (uri, server) = start(&[Mood::Answer]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let lake = lake(dir.path(), &uri).await;
+    let mut a = sink(&lake, Table::Ticks, &[0]).await;
+    let mut b = sink(&lake, Table::Ticks, &[1]).await;
+    for c in 1..=10 {
+        a.commit(bronze(0, c, c)).await.unwrap();
+        b.commit(bronze(1, c, c)).await.unwrap();
+    }
+    assert!(a.reattached() + b.reattached() > 10);
+    assert!(server.lock().unwrap().conflicts > 10);
+    assert_eq!(rows(&lake, Table::Ticks).await.len(), 200);
+}
