@@ -105,6 +105,13 @@ fn an_unknown_outcome_that_was_a_commit() {
     survives(Op::Commit, Fault::UnknownCommitted);
 }
 
+/// The offsets say that it committed, the changelog not yet: only the high
+/// watermark, not the last stable offset, tells that there is more to wait for.
+#[test]
+fn a_commit_whose_markers_are_late() {
+    survives(Op::Commit, Fault::LateMarkers);
+}
+
 #[test]
 fn an_unknown_outcome_that_was_none() {
     survives(Op::Commit, Fault::UnknownOpen);

@@ -72,6 +72,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         Fault::StaleGeneration,
         Fault::UnknownCommitted,
         Fault::UnknownOpen,
+        Fault::LateMarkers,
         Fault::TimedOutByBroker,
         Fault::CrashBefore,
         Fault::CrashAfter,

@@ -47,6 +47,9 @@ pub enum Fault {
     StaleGeneration,
     /// EndTxn times out and was applied.
     UnknownCommitted,
+    /// The outcome is unknown, and the commit reaches the offsets at once, but
+    /// the logs only later: their markers are still on the way.
+    LateMarkers,
     /// EndTxn times out and was not applied.
     UnknownOpen,
     /// The broker has aborted on a timeout: the producer is fenced.
@@ -92,6 +95,8 @@ pub struct Cluster {
     producers: BTreeMap<String, (u32, Option<u64>)>,
     committed: BTreeMap<(String, i32), i64>,
     members: BTreeMap<String, Member>,
+    /// Committed transactions whose markers are due at an instant.
+    late: Vec<(i64, u64, BTreeSet<(String, i32)>)>,
     /// Waits for a release: partition → member that gets it.
     moving: BTreeMap<i32, String>,
     pub faults: BTreeMap<(String, Op), VecDeque<Fault>>,
@@ -116,6 +121,7 @@ impl Kafka {
             producers: BTreeMap::new(),
             committed: BTreeMap::new(),
             members: BTreeMap::new(),
+            late: Vec::new(),
             moving: BTreeMap::new(),
             faults: BTreeMap::new(),
             now: 1_767_225_600_000_000,
@@ -344,6 +350,24 @@ impl Cluster {
         }
     }
 
+    /// Commit for the group, not yet for the logs.
+    fn commit_late(&mut self, txn: u64) {
+        let t = self.txns.remove(&txn).unwrap();
+        self.committed.extend(t.offsets);
+        self.late.push((self.now + 700_000, txn, t.touched));
+    }
+
+    /// Write the markers that are due.
+    fn settle(&mut self) {
+        let now = self.now;
+        for (_, txn, touched) in self.late.extract_if(.., |l| l.0 <= now).collect::<Vec<_>>() {
+            self.outcomes.insert(txn, Outcome::Committed);
+            for (topic, partition) in touched {
+                self.append(&topic, partition, Entry::Marker);
+            }
+        }
+    }
+
     /// Bump the epoch of a transactional id and abort what it had open.
     fn fence(&mut self, id: &str) -> u32 {
         let (epoch, open) = self.producers.entry(id.to_owned()).or_default();
@@ -493,6 +517,7 @@ impl Broker for MockBroker {
         timeout: Duration,
     ) -> Result<Option<Event>, Error> {
         let mut c = self.kafka.lock();
+        c.settle();
         let m = c.members.get_mut(&self.id).unwrap();
         assert!(m.joined, "polled before subscribing");
         if m.replaced {
@@ -777,11 +802,16 @@ impl Broker for MockBroker {
         let txn = self.open()?;
         let mut c = self.kafka.lock();
         assert!(self.flushed);
-        c.end_txn(txn, Outcome::Committed);
+        match fault {
+            Some(Fault::LateMarkers) => c.commit_late(txn),
+            _ => c.end_txn(txn, Outcome::Committed),
+        }
         c.producers.insert(self.id.clone(), (self.epoch, None));
         match fault {
             Some(Fault::CrashAfter) => Err(self.crash()),
-            Some(Fault::UnknownCommitted) => Err(Error::Renew("EndTxn timed out".into())),
+            Some(Fault::UnknownCommitted | Fault::LateMarkers) => {
+                Err(Error::Renew("EndTxn timed out".into()))
+            }
             _ => Ok(()),
         }
     }
