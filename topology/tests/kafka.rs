@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use finlake_devkafka::Fault;
 use finlake_topology::Error;
-use finlake_topology::state::StateDb;
+use finlake_topology::state::{Budget, StateDb};
 use support::cluster::{Cluster, Death, KILLED, Runner};
 
 const WITHIN: Duration = Duration::from_secs(60);
@@ -28,7 +28,8 @@ fn drains_what_is_there_exactly_once() {
     c.feed(500);
     c.feed_transaction(false);
     c.feed_transaction(true);
-    let db = StateDb::memory();
+    let folder = tempfile::tempdir().unwrap();
+    let db = StateDb::open(folder.path(), Budget::default()).unwrap();
     let run = Runner::start(c.thread("a", &db));
     run.control.drain.store(true, Ordering::Relaxed);
     run.join().unwrap();
@@ -49,7 +50,9 @@ fn survives_a_death_at_every_step() {
     logs();
     let c = Cluster::new();
     c.feed(30);
-    let mut db = StateDb::memory();
+    let folder = tempfile::tempdir().unwrap();
+    let open = |n: usize| StateDb::open(folder.path().join(n.to_string()), Budget::default());
+    let mut db = open(0).unwrap();
     for (n, death) in [
         Death::AfterSend,
         Death::AfterFlush,
@@ -69,7 +72,7 @@ fn survives_a_death_at_every_step() {
         let error = run.join().unwrap_err();
         assert!(error.message().contains(KILLED), "{error}");
         if n % 2 == 1 {
-            db = StateDb::memory();
+            db = open(n).unwrap();
         }
     }
     let run = Runner::start(c.thread("a", &db));
