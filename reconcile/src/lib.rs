@@ -1,0 +1,1 @@
+//! Audit of the ledger and reconciliation of the tables: pure comparisons, thin readers.
