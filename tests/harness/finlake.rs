@@ -44,7 +44,7 @@ impl Ran {
 
 impl Finlake {
     pub fn new() -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_finlake"));
+        let mut command = Command::new(binary());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("FINLAKE_") {
                 command.env_remove(name);
@@ -158,4 +158,10 @@ impl std::ops::DerefMut for FinlakeProcess {
     fn deref_mut(&mut self) -> &mut Process {
         &mut self.process
     }
+}
+
+/// The binary under test: the one just built, or an installed one named by `TEST_FINLAKE`.
+fn binary() -> std::path::PathBuf {
+    std::env::var_os("TEST_FINLAKE")
+        .map_or_else(|| env!("CARGO_BIN_EXE_finlake").into(), Into::into)
 }
