@@ -4,6 +4,8 @@
 
 use uuid::Uuid;
 
+use crate::records::BreakKind;
+
 /// Namespace of every FinLake surrogate id: UUIDv5 of the URL namespace and `urn:finlake`.
 /// Frozen: tables hold ids made with it.
 pub const NAMESPACE: Uuid = Uuid::from_u128(0x163211f9_f62b_5ffe_8e0b_ee48d8b2611a);
@@ -59,6 +61,22 @@ pub fn metrics_id(source: &str, symbol: &str, trade_date: i32) -> [u8; 16] {
     let mut key = Vec::with_capacity(64);
     metrics(source, symbol, trade_date, &mut key);
     Uuid::new_v5(&NAMESPACE, &key).into_bytes()
+}
+
+/// The text of a break's id: the key of `quality.breaks`.
+pub fn breaks(break_id: [u8; 16], out: &mut Vec<u8>) {
+    let mut text = Uuid::encode_buffer();
+    let text = Uuid::from_bytes(break_id)
+        .hyphenated()
+        .encode_lower(&mut text);
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// UUIDv5 of what makes a break itself. The parts are separated by a zero byte, which none of
+/// them can hold in good faith, so that no two breaks share an id by way of their spelling.
+pub fn break_id(kind: BreakKind, layer: &str, table: &str, key: &str, cause: &str) -> [u8; 16] {
+    let name = ["break", kind.as_str(), layer, table, key, cause].join("\0");
+    Uuid::new_v5(&NAMESPACE, name.as_bytes()).into_bytes()
 }
 
 /// `YYYY-MM-DD` in the proleptic Gregorian calendar; years beyond 9999 or before 0 carry a sign,

@@ -22,7 +22,9 @@ pub use codec::{Codec, DecodeError, EncodeError, Resolved, schema_id};
 pub use decimal::{Dec8, Dec16, DecimalError};
 pub use hash::{Sum128, hash128};
 pub use records::{
-    Bar, Basis, InputRange, LedgerEntry, Metrics, Origin, OutputCount, Stage, Tick, WindowMetrics,
+    ActionKind, Assertion, Bar, BarContent, Basis, Break, BreakKind, BreakStatus, CorporateAction,
+    InputRange, LedgerEntry, Metrics, Origin, OutputCount, Severity, Stage, Tick, VendorBar,
+    WindowMetrics,
 };
 pub use registry::{RegistryConfig, RegistryError, Subject, Unreachable};
 pub use schema::Kind;

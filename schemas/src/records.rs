@@ -266,3 +266,230 @@ pub struct LedgerEntry {
     pub last: bool,
     pub heartbeat: bool,
 }
+
+/// A vendor's bar, as it came: one interval of one instrument, prices as the vendor states them.
+/// The producer knows the exchange's calendar, so the bounds come with the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VendorBar<'a> {
+    /// The vendor (`yahoo`, `csv` …); a source of its own, never mixed with an exchange's trades.
+    pub source: &'a str,
+    pub symbol: &'a str,
+    /// `1d` nearly always.
+    pub bar_interval: &'a str,
+    /// Inclusive, µs.
+    pub bar_start: i64,
+    /// Exclusive, µs.
+    pub bar_end: i64,
+    /// Date in the exchange's calendar, days since 1970.
+    pub trade_date: i32,
+    pub open: Dec8,
+    pub high: Dec8,
+    pub low: Dec8,
+    pub close: Dec8,
+    pub volume: Dec8,
+    /// Whether the prices hold later splits already.
+    pub basis: Basis,
+    /// Date at which split-adjusted prices were fetched.
+    pub basis_at: Option<i32>,
+    /// When it was fetched, µs by the receiver's clock.
+    pub ingest_time: Option<i64>,
+}
+
+impl VendorBar<'_> {
+    /// Appends the Kafka key `source:symbol`.
+    pub fn key(&self, out: &mut Vec<u8>) {
+        crate::keys::input(self.source, self.symbol, out);
+    }
+}
+
+/// What a corporate action does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ActionKind {
+    /// `ratio_to` new shares for `ratio_from` old ones.
+    Split,
+    /// `amount` of cash per share.
+    Dividend,
+}
+
+symbols!(ActionKind { Split => "split", Dividend => "dividend" });
+
+/// A split or a dividend. Natural key: source, symbol, ex_date, kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CorporateAction<'a> {
+    pub source: &'a str,
+    pub symbol: &'a str,
+    /// First date without the right, in the exchange's calendar, days since 1970.
+    pub ex_date: i32,
+    pub kind: ActionKind,
+    /// Of a split, exact: 4 for 1 is `ratio_to` = 4, `ratio_from` = 1. Both 1 for a dividend.
+    pub ratio_to: Dec8,
+    pub ratio_from: Dec8,
+    /// Of a dividend, per share, as quoted on the ex-date; 0 for a split.
+    pub amount: Dec8,
+    /// ISO 4217; `None` for a split or where the vendor does not say.
+    pub currency: Option<&'a str>,
+    /// The vendor takes it back.
+    pub retracted: bool,
+    /// When it was fetched, µs by the receiver's clock.
+    pub ingest_time: Option<i64>,
+}
+
+impl CorporateAction<'_> {
+    /// Appends the Kafka key `source:symbol`.
+    pub fn key(&self, out: &mut Vec<u8>) {
+        crate::keys::input(self.source, self.symbol, out);
+    }
+}
+
+/// What a bar says, without who said it when: all that makes two versions differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BarContent {
+    pub open: Dec8,
+    pub high: Dec8,
+    pub low: Dec8,
+    pub close: Dec8,
+    pub volume: Dec8,
+    /// Exact sum of price × quantity.
+    pub quote_volume: Dec16,
+    /// Single trades.
+    pub trade_count: i64,
+    pub taker_buy_base: Dec8,
+    pub taker_buy_quote: Dec16,
+    /// µs.
+    pub first_trade_time: i64,
+    pub first_trade_id: i64,
+    /// µs.
+    pub last_trade_time: i64,
+    pub last_trade_id: i64,
+}
+
+impl BarContent {
+    /// The content of a bar. Its `vwap` follows from the rest.
+    pub fn of(bar: &Bar<'_>) -> BarContent {
+        BarContent {
+            open: bar.open,
+            high: bar.high,
+            low: bar.low,
+            close: bar.close,
+            volume: bar.volume,
+            quote_volume: bar.quote_volume,
+            trade_count: bar.trade_count,
+            taker_buy_base: bar.taker_buy_base,
+            taker_buy_quote: bar.taker_buy_quote,
+            first_trade_time: bar.first_trade_time,
+            first_trade_id: bar.first_trade_id,
+            last_trade_time: bar.last_trade_time,
+            last_trade_id: bar.last_trade_id,
+        }
+    }
+}
+
+/// A correction of one Silver bar, sent by replay or repair through `market.bars`. The live task
+/// alone gives out system time and revision; the sender says which version it means to replace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Assertion<'a> {
+    /// Names this assertion in logs, tables and dead letters; UUIDv5 of its cause or random.
+    pub assertion_id: [u8; 16],
+    /// The bar: its natural key, interval in text (`1m`), start in µs.
+    pub source: &'a str,
+    pub symbol: &'a str,
+    pub bar_interval: &'a str,
+    pub bar_start: i64,
+    /// `sys_from` of the open version in the table, µs; `None`: the table has no open version.
+    pub expected_sys_from: Option<i64>,
+    /// `revision` of that version; `None` exactly where `expected_sys_from` is.
+    pub expected_revision: Option<i32>,
+    /// What holds; of a retraction, what held (the version that is closed).
+    pub content: BarContent,
+    /// The bar holds no longer: its open version is closed and none follows.
+    pub retracted: bool,
+    /// Who sends it: `replay`, `repair` …
+    pub origin: &'a str,
+    /// Why, for a person: the run, the break it resolves.
+    pub reason: &'a str,
+    /// When it was made, µs by the sender's clock.
+    pub sent_at: i64,
+}
+
+impl Assertion<'_> {
+    /// Appends the Kafka key `source:symbol`.
+    pub fn key(&self, out: &mut Vec<u8>) {
+        crate::keys::input(self.source, self.symbol, out);
+    }
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BreakKind {
+    Missing,
+    Duplicate,
+    ValueDrift,
+    SchemaDrift,
+    /// The ledger's own rules (INV-11, INV-12, INV-13).
+    Ledger,
+}
+
+symbols!(BreakKind {
+    Missing => "MISSING",
+    Duplicate => "DUPLICATE",
+    ValueDrift => "VALUE_DRIFT",
+    SchemaDrift => "SCHEMA_DRIFT",
+    Ledger => "LEDGER"
+});
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// A value differs by no more than the threshold (0.01 %).
+    Minor,
+    Material,
+}
+
+symbols!(Severity { Minor => "minor", Material => "material" });
+
+/// Where a break is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BreakStatus {
+    Opened,
+    /// Still there, and known why.
+    Explained,
+    /// No longer there.
+    Resolved,
+}
+
+symbols!(BreakStatus {
+    Opened => "opened",
+    Explained => "explained",
+    Resolved => "resolved"
+});
+
+/// One version of one break. Natural key: `break_id`, which its cause fixes: a break is never
+/// opened twice for one cause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Break {
+    /// UUIDv5 of kind, layer, table, key and cause ([`crate::keys::break_id`]).
+    pub break_id: [u8; 16],
+    pub kind: BreakKind,
+    pub severity: Severity,
+    /// `feed`, `ledger`, `bronze`, `silver`, `gold`.
+    pub layer: String,
+    /// Full name, e.g. `silver.market_ohlcv`; the topic's name where no table is concerned.
+    pub table: String,
+    /// Natural key of the row, range of offsets or ids, column: what the kind speaks of.
+    pub key: String,
+    /// What makes two breaks of one key two: a column, an input offset, a rule's name.
+    pub cause: String,
+    pub source: Option<String>,
+    pub symbol: Option<String>,
+    /// Days since 1970.
+    pub trade_date: Option<i32>,
+    pub status: BreakStatus,
+    pub expected: Option<String>,
+    pub actual: Option<String>,
+    /// For a person: what it means and what to do next.
+    pub detail: String,
+    /// `audit`, `reconcile`, a validator's name …
+    pub found_by: String,
+    /// When this version was made, µs; later than that of the version before.
+    pub system_time: i64,
+}
