@@ -4,6 +4,7 @@
 //! rows. Data flows: CLI → here → catalog.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use iceberg::spec::{MAIN_BRANCH, SnapshotReference, SnapshotRetention, TableMetadata};
 use iceberg::{TableRequirement, TableUpdate};
@@ -13,10 +14,22 @@ use crate::error::{LakeError, Result};
 use crate::lake::Lakehouse;
 use crate::maintain;
 use crate::properties::{P_POSITION, Position, S_POSITIONS, Watermarks};
+use crate::read::Pinned;
 use crate::storage;
 use crate::tables::Table;
 
-const TRIES: u32 = 10;
+const TRIES: u32 = 20;
+
+/// A tag of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinInfo {
+    /// Name.
+    pub name: String,
+    /// Snapshot it holds.
+    pub snapshot: i64,
+    /// Time of that snapshot, ms.
+    pub time_ms: i64,
+}
 
 impl Lakehouse {
     /// Makes a moved table FinLake's again: positions are set to what the current snapshot's line
@@ -45,25 +58,30 @@ impl Lakehouse {
         })
     }
 
-    /// Tags the current snapshot, so that it does not expire. Returns its id.
+    /// Tags the current snapshot, so that neither it nor its files go, and returns the table as it
+    /// stands there. A tag of that name moves.
     ///
     /// # Errors
-    /// `Catalog` if the table is missing or empty, `Conflict`, `Storage`.
-    pub async fn pin(&self, table: Table, name: &str) -> Result<i64> {
+    /// `Catalog` if the table is missing or empty, `Config` for the name of a branch,
+    /// `TableMoved`, `Conflict`, `Storage`.
+    pub async fn pin(&self, table: Table, name: &str) -> Result<Pinned> {
+        if name == MAIN_BRANCH {
+            return Err(LakeError::Config(format!(
+                "{name} is the table's own branch; choose another name for the pin"
+            )));
+        }
         for _ in 0..TRIES {
             let base = self.existing(table).await?;
-            let id = base.metadata.current_snapshot_id().ok_or_else(|| {
-                LakeError::Catalog(format!("{table} has no snapshot to pin; start the sink"))
-            })?;
+            let pinned = Pinned::new(self, table, base.clone(), Some(name.to_string()))?;
             let retention = SnapshotRetention::Tag {
                 max_ref_age_ms: None,
             };
             let update = TableUpdate::SetSnapshotRef {
                 ref_name: name.to_string(),
-                reference: SnapshotReference::new(id, retention),
+                reference: SnapshotReference::new(pinned.snapshot_id(), retention),
             };
             if self.change_ref(table, &base, update).await? {
-                return Ok(id);
+                return Ok(pinned);
             }
         }
         Err(LakeError::Conflict {
@@ -95,6 +113,49 @@ impl Lakehouse {
         })
     }
 
+    /// Tags of a table (branches too, the main one aside) with the snapshots they hold and their
+    /// times (ms), by name.
+    ///
+    /// # Errors
+    /// `Catalog`, `Storage`, `Corrupt`.
+    pub async fn pins(&self, table: Table) -> Result<Vec<PinInfo>> {
+        let base = self.existing(table).await?;
+        let refs = crate::index::refs(&base.metadata)?;
+        Ok(refs
+            .into_iter()
+            .map(|(name, snapshot)| PinInfo {
+                name,
+                snapshot,
+                time_ms: base
+                    .metadata
+                    .snapshot_by_id(snapshot)
+                    .map_or(0, |s| s.timestamp_ms()),
+            })
+            .collect())
+    }
+
+    /// Removes tags beginning with `prefix` whose snapshot is older than `age`: what crashed
+    /// runs left behind. Returns the names removed.
+    ///
+    /// # Errors
+    /// `Catalog`, `Conflict`, `Storage`.
+    pub async fn unpin_stale(
+        &self,
+        table: Table,
+        prefix: &str,
+        age: Duration,
+    ) -> Result<Vec<String>> {
+        let youngest = (self.clock)() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+        let mut gone = Vec::new();
+        for pin in self.pins(table).await? {
+            if pin.name.starts_with(prefix) && pin.time_ms < youngest {
+                self.unpin(table, &pin.name).await?;
+                gone.push(pin.name);
+            }
+        }
+        Ok(gone)
+    }
+
     /// Deletes files under the table's location that no kept snapshot refers to and that are
     /// older than `upkeep.orphan_age`. Returns how many.
     ///
@@ -123,7 +184,7 @@ impl Lakehouse {
         Ok(orphans.len())
     }
 
-    async fn existing(&self, table: Table) -> Result<Loaded> {
+    pub(crate) async fn existing(&self, table: Table) -> Result<Loaded> {
         self.load(table).await?.ok_or_else(|| {
             LakeError::Catalog(format!(
                 "{} does not exist; start the sink once to create it",

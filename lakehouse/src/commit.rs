@@ -383,6 +383,9 @@ impl Committer {
             .collect();
         let before = self.base.loaded.metadata.clone();
         self.base.advance(loaded, manifests, entries);
+        if !self.lake.catalog.owns_metadata_files() {
+            self.base.repin()?;
+        }
         self.lake.faults.crash_at(Point::BeforeCleanup)?;
         if self.lake.catalog.owns_metadata_files() {
             for log in dropped_logs {

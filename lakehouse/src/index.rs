@@ -301,6 +301,16 @@ impl Base {
         self.manifests = manifests;
     }
 
+    /// Reads the references again: a server may have taken a tag between two commits of ours
+    /// without either noticing.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn repin(&mut self) -> Result<()> {
+        self.pinned = pinned(&self.loaded.metadata)?;
+        Ok(())
+    }
+
     fn relive(&mut self) {
         self.live.clear();
         for (path, cached) in &self.cache {
@@ -356,9 +366,9 @@ impl Base {
     }
 }
 
-/// Snapshots named by branches and tags. The metadata type does not list its references, its JSON
-/// form does; commits of our own never change them, so this runs on foreign changes only.
-fn pinned(metadata: &TableMetadata) -> Result<BTreeSet<i64>> {
+/// Branches and tags but the main one, by name. The metadata type does not list its references,
+/// its JSON form does; commits of our own never change them, so this runs on foreign changes only.
+pub(crate) fn refs(metadata: &TableMetadata) -> Result<BTreeMap<String, i64>> {
     #[derive(serde::Deserialize)]
     struct Refs {
         #[serde(default)]
@@ -376,8 +386,12 @@ fn pinned(metadata: &TableMetadata) -> Result<BTreeSet<i64>> {
         .refs
         .into_iter()
         .filter(|(name, _)| name != iceberg::spec::MAIN_BRANCH)
-        .map(|(_, r)| r.snapshot_id)
+        .map(|(name, r)| (name, r.snapshot_id))
         .collect())
+}
+
+fn pinned(metadata: &TableMetadata) -> Result<BTreeSet<i64>> {
+    Ok(refs(metadata)?.into_values().collect())
 }
 
 fn cache_of(ids: &BoundIds, spec_id: i32, entries: Vec<LiveEntry>) -> CachedManifest {

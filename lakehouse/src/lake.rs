@@ -437,8 +437,19 @@ impl Lakehouse {
     }
 }
 
+/// A namespace prefix goes into namespaces, folders and other engines' SQL.
+pub(crate) fn check_prefix(name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if name.is_empty() || name.len() > 48 || !name.chars().all(plain) {
+        return Err(LakeError::Config(format!(
+            "{name:?} names no shadow: use up to 48 lower-case letters, digits and _"
+        )));
+    }
+    Ok(())
+}
+
 /// `/abs/dir` → `file:///abs/dir`; trailing slashes removed.
-fn warehouse_url(text: &str) -> Result<String> {
+pub(crate) fn warehouse_url(text: &str) -> Result<String> {
     let text = text.trim_end_matches('/');
     if text.contains("://") {
         return Ok(text.to_string());

@@ -416,7 +416,7 @@ pub fn writer_properties(def: &TableDef) -> Result<WriterProperties> {
     Ok(props.build())
 }
 
-fn bounds_of(ty: ColType, stats: &Statistics) -> Option<(Datum, Datum)> {
+pub(crate) fn bounds_of(ty: ColType, stats: &Statistics) -> Option<(Datum, Datum)> {
     let pair = |lo: Datum, hi: Datum| Some((lo, hi));
     match (ty, stats) {
         (ColType::Bool, Statistics::Boolean(s)) => {

@@ -116,7 +116,8 @@ async fn a_tag_pins_its_snapshot() {
     for c in 1..=5 {
         s.commit(bronze(0, c, c)).await.unwrap();
     }
-    let pinned = lake.pin(Table::Ticks, "reconcile-1").await.unwrap();
+    let handle = lake.pin(Table::Ticks, "reconcile-1").await.unwrap();
+    let pinned = handle.snapshot_id();
     for c in 6..=30 {
         s.commit(bronze(0, c, c)).await.unwrap();
     }

@@ -4,5 +4,6 @@ mod common;
 mod crashes;
 mod files;
 mod races;
+mod reads;
 mod rest;
 mod versions;
