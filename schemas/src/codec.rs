@@ -9,17 +9,17 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustc_hash::FxHashSet;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::decimal::{Dec8, DecimalError, from_be_bytes, to_be_bytes};
-use crate::records::{Bar, LedgerEntry, Metrics, Tick};
+use crate::avro::{Fault, Plan, Record, Slot as _};
+use crate::records::{
+    Assertion, Bar, Break, CorporateAction, LedgerEntry, Metrics, Tick, VendorBar,
+};
 use crate::registry::{Fetched, Registry, RegistryConfig, RegistryError, Subject, Unreachable};
-use crate::schema::{Form, KINDS, Kind, Unreadable, Writer, strip_logical_types};
+use crate::schema::{KINDS, Kind, Unreadable, Writer};
 
 #[cfg(test)]
 mod tests;
-mod tick;
 
 /// Bytes before the datum.
 pub const HEADER: usize = 5;
@@ -137,20 +137,26 @@ pub struct Codec {
     /// Id of each of our own schemas, by kind and version.
     own_ids: BTreeMap<(Kind, u8), u32>,
     tick_ids: [Option<u32>; 2],
-    own: OwnSchemas,
+    /// Id of each kind's newest schema, by kind.
+    newest: [Option<u32>; KINDS.len()],
     registry: Option<Registry>,
 }
 
-/// Our newest schemas, without logical types, to encode with.
-struct OwnSchemas {
-    bar: serde_avro_fast::Schema,
-    metrics: serde_avro_fast::Schema,
-    ledger: serde_avro_fast::Schema,
+/// A record of `market.bars`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BarsInput<'a> {
+    Vendor(VendorBar<'a>),
+    Action(CorporateAction<'a>),
+    Assertion(Assertion<'a>),
 }
+
+/// The number of fields of a trade of version 1.
+const TICK_V1: usize = 6;
 
 impl Codec {
     /// A codec without a registry: our own schemas under fixed ids (tick v1 = 1, v2 = 2, bar = 3,
-    /// metrics = 4, ledger = 5), every other id unknown. For tests and benchmarks.
+    /// metrics = 4, ledger = 5, vendor bar = 6, corporate action = 7, assertion = 8, break = 9),
+    /// every other id unknown. For tests and benchmarks.
     pub fn offline() -> Codec {
         Codec::offline_with(&[])
     }
@@ -197,11 +203,7 @@ impl Codec {
             writers: Slots::default(),
             growth: Mutex::default(),
             tick_ids: [1, 2].map(|version| own_ids.get(&(Kind::Tick, version)).copied()),
-            own: OwnSchemas {
-                bar: own_schema(Kind::Bar),
-                metrics: own_schema(Kind::Metrics),
-                ledger: own_schema(Kind::Ledger),
-            },
+            newest: KINDS.map(|kind| own_ids.get(&(kind, kind.versions().len() as u8)).copied()),
             registry,
             own_ids: own_ids.clone(),
         };
@@ -282,29 +284,64 @@ impl Codec {
     #[inline]
     pub fn decode_tick<'a>(&self, value: &'a [u8]) -> Result<Tick<'a>, DecodeError> {
         let (writer, datum) = self.writer(value, Kind::Tick)?;
-        match writer.form {
-            Form::TickV2 => tick::decode_v2(datum, writer.id),
-            Form::TickV1 => tick::decode_v1(datum, writer.id),
-            Form::ByName => tick::decode_by_name(datum, writer),
+        match &writer.plan {
+            // A constant number of fields leaves one straight line of code.
+            Plan::Own(TICK_V1) => Plan::Own(TICK_V1).decode(datum, writer.id),
+            Plan::Own(_) if writer.plan == TICK_V2 => TICK_V2.decode(datum, writer.id),
+            plan => decode_slowly(plan, datum, writer.id),
         }
     }
 
     /// Decodes a bar.
     pub fn decode_bar<'a>(&self, value: &'a [u8]) -> Result<Bar<'a>, DecodeError> {
-        let (writer, datum) = self.writer(value, Kind::Bar)?;
-        by_name(datum, writer)
+        self.decode(value, Kind::Bar)
     }
 
     /// Decodes a metrics record.
     pub fn decode_metrics<'a>(&self, value: &'a [u8]) -> Result<Metrics<'a>, DecodeError> {
-        let (writer, datum) = self.writer(value, Kind::Metrics)?;
-        by_name(datum, writer)
+        self.decode(value, Kind::Metrics)
     }
 
     /// Decodes a ledger entry.
     pub fn decode_ledger(&self, value: &[u8]) -> Result<LedgerEntry, DecodeError> {
-        let (writer, datum) = self.writer(value, Kind::Ledger)?;
-        by_name(datum, writer)
+        self.decode(value, Kind::Ledger)
+    }
+
+    /// Decodes a break.
+    pub fn decode_break(&self, value: &[u8]) -> Result<Break, DecodeError> {
+        self.decode(value, Kind::Break)
+    }
+
+    /// Decodes a correction.
+    pub fn decode_assertion<'a>(&self, value: &'a [u8]) -> Result<Assertion<'a>, DecodeError> {
+        self.decode(value, Kind::Assertion)
+    }
+
+    /// Decodes whatever `market.bars` holds; the schema id says which it is.
+    pub fn decode_bars_input<'a>(&self, value: &'a [u8]) -> Result<BarsInput<'a>, DecodeError> {
+        let id = schema_id(value).ok_or(DecodeError::NotFramed)?;
+        let kind = match self.writers.find(id).map(|slot| &slot.writer) {
+            Some(Ok(writer)) => writer.kind,
+            // `decode` says which of the two it is.
+            None | Some(Err(_)) => Kind::Assertion,
+        };
+        match kind {
+            Kind::VendorBar => self.decode(value, kind).map(BarsInput::Vendor),
+            Kind::Action => self.decode(value, kind).map(BarsInput::Action),
+            Kind::Assertion => self.decode(value, kind).map(BarsInput::Assertion),
+            other => Err(DecodeError::WrongSchema {
+                id,
+                why: format!(
+                    "it describes a {other:?}; this topic takes vendor bars, corporate actions \
+                     and assertions"
+                ),
+            }),
+        }
+    }
+
+    fn decode<'a, T: Record<'a>>(&self, value: &'a [u8], kind: Kind) -> Result<T, DecodeError> {
+        let (writer, datum) = self.writer(value, kind)?;
+        writer.plan.decode(datum, writer.id)
     }
 
     #[inline]
@@ -347,18 +384,24 @@ impl Codec {
             kind: Kind::Tick,
             version,
         })?;
-        for (field, value) in [("price", tick.price), ("quantity", tick.quantity)] {
-            if !value.in_range() {
-                return Err(EncodeError::Value(format!("{field} exceeds 38 digits")));
-            }
+        if version == 1 {
+            return put(id, out, |out| {
+                tick.source.put(out)?;
+                tick.symbol.put(out)?;
+                tick.trade_id.put(out)?;
+                tick.price.put(out).map_err(|fault| fault.at("price"))?;
+                tick.quantity
+                    .put(out)
+                    .map_err(|fault| fault.at("quantity"))?;
+                tick.trade_time.put(out)
+            });
         }
-        tick::encode(tick, version, id, out);
-        Ok(())
+        put(id, out, |out| tick.put(out))
     }
 
     /// Appends a framed bar.
     pub fn encode_bar(&self, bar: &Bar<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        self.encode(bar, Kind::Bar, &self.own.bar, out)
+        self.encode(bar, Kind::Bar, out)
     }
 
     /// Appends a framed metrics record.
@@ -367,87 +410,99 @@ impl Codec {
         metrics: &Metrics<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), EncodeError> {
-        self.encode(metrics, Kind::Metrics, &self.own.metrics, out)
+        self.encode(metrics, Kind::Metrics, out)
     }
 
     /// Appends a framed ledger entry.
     pub fn encode_ledger(&self, entry: &LedgerEntry, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        self.encode(entry, Kind::Ledger, &self.own.ledger, out)
+        self.encode(entry, Kind::Ledger, out)
     }
 
-    fn encode<T: Serialize>(
+    /// Appends a framed vendor bar.
+    pub fn encode_vendor_bar(
+        &self,
+        bar: &VendorBar<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        self.encode(bar, Kind::VendorBar, out)
+    }
+
+    /// Appends a framed corporate action.
+    pub fn encode_action(
+        &self,
+        action: &CorporateAction<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        self.encode(action, Kind::Action, out)
+    }
+
+    /// Appends a framed correction.
+    pub fn encode_assertion(
+        &self,
+        assertion: &Assertion<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        self.encode(assertion, Kind::Assertion, out)
+    }
+
+    /// Appends a framed break.
+    pub fn encode_break(&self, found: &Break, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        self.encode(found, Kind::Break, out)
+    }
+
+    #[inline]
+    fn encode<'a, T: Record<'a>>(
         &self,
         value: &T,
         kind: Kind,
-        schema: &serde_avro_fast::Schema,
         out: &mut Vec<u8>,
     ) -> Result<(), EncodeError> {
-        let version = kind.versions().len() as u8;
-        let id = self
-            .own_id(kind, version)
-            .ok_or(EncodeError::NotRegistered { kind, version })?;
-        let start = out.len();
-        put_header(id, out);
-        let mut config = serde_avro_fast::ser::SerializerConfig::new(schema);
-        match serde_avro_fast::to_datum(value, &mut *out, &mut config) {
-            Ok(_) => Ok(()),
-            Err(e) => {
-                out.truncate(start);
-                Err(EncodeError::Value(e.to_string()))
-            }
+        let id = self.newest[kind as usize].ok_or(EncodeError::NotRegistered {
+            kind,
+            version: kind.versions().len() as u8,
+        })?;
+        put(id, out, |out| value.put(out))
+    }
+}
+
+const TICK_V2: Plan = Plan::Own(11);
+
+/// Out of line, so that the common ways stay small.
+#[cold]
+#[inline(never)]
+fn decode_slowly<'a, T: Record<'a>>(
+    plan: &Plan,
+    datum: &'a [u8],
+    id: u32,
+) -> Result<T, DecodeError> {
+    plan.decode(datum, id)
+}
+
+/// Appends header and datum, or nothing.
+#[inline(always)]
+fn put(
+    id: u32,
+    out: &mut Vec<u8>,
+    datum: impl FnOnce(&mut Vec<u8>) -> Result<(), Fault>,
+) -> Result<(), EncodeError> {
+    let start = out.len();
+    // A trade never grows the buffer again, a bar hardly ever.
+    out.reserve(256);
+    put_header(id, out);
+    match datum(out) {
+        Ok(()) => Ok(()),
+        Err(fault) => {
+            out.truncate(start);
+            Err(EncodeError::Value(match fault {
+                Fault::Overflow(field) => format!("{field} exceeds 38 digits"),
+                Fault::Bad(why) => why.to_owned(),
+            }))
         }
     }
 }
 
 #[inline]
 fn put_header(id: u32, out: &mut Vec<u8>) {
-    out.push(0);
-    out.extend_from_slice(&id.to_be_bytes());
-}
-
-/// Decodes by field name, as the writer's schema lays them out.
-fn by_name<'a, T: Deserialize<'a>>(datum: &'a [u8], writer: &Writer) -> Result<T, DecodeError> {
-    let malformed = |why: String| DecodeError::Malformed { id: writer.id, why };
-    let mut config = serde_avro_fast::de::DeserializerConfig::new(&writer.schema);
-    // No honest sequence has more elements than the datum has bytes: bounds the time that an
-    // invented element count of zero-byte elements can cost.
-    config.max_seq_size = datum.len();
-    let reader = serde_avro_fast::de::read::SliceRead::new(datum);
-    let mut state = serde_avro_fast::de::DeserializerState::with_config(reader, config);
-    let value = T::deserialize(state.deserializer()).map_err(|e| malformed(e.to_string()))?;
-    let mut rest = state.into_reader();
-    match std::io::BufRead::fill_buf(&mut rest) {
-        Ok([]) => Ok(value),
-        _ => Err(malformed("bytes after its end".to_owned())),
-    }
-}
-
-fn own_schema(kind: Kind) -> serde_avro_fast::Schema {
-    serde_json::from_str(kind.newest())
-        .ok()
-        .and_then(|json| strip_logical_types(json).to_string().parse().ok())
-        // The text is embedded, and a unit test parses each of them this way.
-        .expect("embedded schema")
-}
-
-fn dec8(bytes: &[u8], field: &'static str, id: u32) -> Result<Dec8, DecodeError> {
-    match from_be_bytes(bytes) {
-        Ok(value) => Ok(Dec8(value)),
-        Err(DecimalError::Overflow) => Err(DecodeError::Overflow { field }),
-        Err(_) => Err(DecodeError::Malformed {
-            id,
-            why: format!("{field} has no bytes"),
-        }),
-    }
-}
-
-#[inline]
-fn put_decimal(value: Dec8, out: &mut Vec<u8>) {
-    let (bytes, start) = to_be_bytes(value.0);
-    let length = bytes.len() - start;
-    out.push((length as u8) << 1);
-    // A copy of constant size and a cut are cheaper than a copy of variable size.
-    let end = out.len() + length;
-    out.extend_from_slice(&(value.0 << (8 * start)).to_be_bytes());
-    out.truncate(end);
+    let [a, b, c, d] = id.to_be_bytes();
+    out.extend_from_slice(&[0, a, b, c, d]);
 }

@@ -16,9 +16,9 @@ pub mod registry;
 pub mod schema;
 pub mod topics;
 
-mod wire;
+mod avro;
 
-pub use codec::{Codec, DecodeError, EncodeError, Resolved, schema_id};
+pub use codec::{BarsInput, Codec, DecodeError, EncodeError, Resolved, schema_id};
 pub use decimal::{Dec8, Dec16, DecimalError};
 pub use hash::{Sum128, hash128};
 pub use records::{

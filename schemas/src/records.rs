@@ -1,12 +1,9 @@
 //! The record types, as Rust sees them. Texts are borrowed from the Kafka bytes they came in.
 //!
-//! All instants are microseconds since 1970 UTC, all dates days since 1970-01-01. The serde
-//! derives describe the Avro form and are meant for the codec alone.
-
-use serde::{Deserialize, Serialize};
+//! All instants are microseconds since 1970 UTC, all dates days since 1970-01-01. `avro/` says
+//! how they are written.
 
 use crate::decimal::{Dec8, Dec16};
-use crate::wire;
 
 /// One trade, or one aggregate trade. Version 1 of the schema leaves the options `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +46,7 @@ impl Tick<'_> {
 }
 
 /// How far a bar has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// Stream time has not passed the end yet.
     Forming,
@@ -61,16 +57,14 @@ pub enum Stage {
 }
 
 /// What a bar was made from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
     Trades,
     Vendor,
 }
 
 /// Whether the prices of a bar hold later splits already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Basis {
     AsQuoted,
     SplitAdjusted,
@@ -79,6 +73,9 @@ pub enum Basis {
 macro_rules! symbols {
     ($name:ident { $($variant:ident => $symbol:literal),+ }) => {
         impl $name {
+            /// Every one, in the order of the Avro symbols.
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+
             /// The symbol used in Avro and in the tables.
             pub const fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $symbol),+ }
@@ -97,7 +94,7 @@ symbols!(Origin { Trades => "trades", Vendor => "vendor" });
 symbols!(Basis { AsQuoted => "as_quoted", SplitAdjusted => "split_adjusted" });
 
 /// One version of one OHLCV bar. Natural key: source, symbol, bar_interval, bar_start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bar<'a> {
     pub source: &'a str,
     pub symbol: &'a str,
@@ -110,29 +107,19 @@ pub struct Bar<'a> {
     /// Date in the bar's calendar, days since 1970.
     pub trade_date: i32,
     /// UUIDv5 of the natural key ([`crate::keys::bar_id`]).
-    #[serde(with = "wire::uuid_text")]
     pub tick_id: [u8; 16],
-    #[serde(with = "wire::dec8")]
     pub open: Dec8,
-    #[serde(with = "wire::dec8")]
     pub high: Dec8,
-    #[serde(with = "wire::dec8")]
     pub low: Dec8,
-    #[serde(with = "wire::dec8")]
     pub close: Dec8,
-    #[serde(with = "wire::dec8")]
     pub volume: Dec8,
     /// Exact sum of price × quantity.
-    #[serde(with = "wire::dec16")]
     pub quote_volume: Dec16,
     /// Single trades.
     pub trade_count: i64,
-    #[serde(with = "wire::dec8")]
     pub taker_buy_base: Dec8,
-    #[serde(with = "wire::dec16")]
     pub taker_buy_quote: Dec16,
     /// quote_volume / volume, half to even.
-    #[serde(with = "wire::dec8")]
     pub vwap: Dec8,
     pub first_trade_time: i64,
     pub first_trade_id: i64,
@@ -144,7 +131,6 @@ pub struct Bar<'a> {
     pub origin: Origin,
     pub basis: Basis,
     /// Date at which split-adjusted prices were fetched.
-    #[serde(default)]
     pub basis_at: Option<i32>,
     pub retracted: bool,
     /// Number of the task's commit that wrote this version.
@@ -155,43 +141,34 @@ pub struct Bar<'a> {
     /// System time of the commit, µs.
     pub sys_from: i64,
     /// `sys_from` of the version this one replaces; `None` for the first.
-    #[serde(default)]
     pub prev_sys_from: Option<i64>,
 }
 
 /// Statistics over the last `n` daily returns.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WindowMetrics {
     /// Length in daily returns.
     pub n: i32,
     /// close(t) / close(t−n) − 1.
-    #[serde(default)]
     pub ret: Option<f64>,
     /// Annualised sample standard deviation of the daily returns.
-    #[serde(default)]
     pub volatility: Option<f64>,
     /// `None` too where the standard deviation is zero.
-    #[serde(default)]
     pub sharpe: Option<f64>,
 }
 
 /// One version of the daily metrics of an instrument. Natural key: source, symbol, trade_date.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Metrics<'a> {
-    #[serde(borrow)]
     pub source: &'a str,
-    #[serde(borrow)]
     pub symbol: &'a str,
     /// Days since 1970.
     pub trade_date: i32,
     /// UUIDv5 of the natural key ([`crate::keys::metrics_id`]).
-    #[serde(with = "wire::uuid_text")]
     pub metric_id: [u8; 16],
-    #[serde(with = "wire::dec8")]
     pub close: Dec8,
     /// Daily closes known up to this date.
     pub observations: i64,
-    #[serde(default)]
     pub return_1: Option<f64>,
     pub windows: Vec<WindowMetrics>,
     /// Trading days in a year: 365 crypto, 252 equities.
@@ -207,19 +184,17 @@ pub struct Metrics<'a> {
     pub bars_offset: i64,
     /// System time of the commit, µs.
     pub sys_from: i64,
-    #[serde(default)]
     pub prev_sys_from: Option<i64>,
 }
 
 /// What a commit took from one input topic: positions `[start, end)`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputRange {
     pub topic: String,
     pub start: i64,
     pub end: i64,
     pub records: i64,
     /// Sum mod 2^128 of [`crate::hash128`].
-    #[serde(with = "wire::hash")]
     pub hash: u128,
     pub accepted: i64,
     pub duplicates: i64,
@@ -229,17 +204,16 @@ pub struct InputRange {
 }
 
 /// What a commit wrote to one output topic.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputCount {
     pub topic: String,
     pub count: i64,
     /// Sum mod 2^128 of [`crate::hash128`].
-    #[serde(with = "wire::hash")]
     pub hash: u128,
 }
 
 /// One commit of one task, in the same transaction as what it describes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerEntry {
     pub app_id: String,
     /// The partition the task owns.
@@ -249,18 +223,15 @@ pub struct LedgerEntry {
     /// µs; later than that of any earlier entry of the task.
     pub system_time: i64,
     /// Stream time in µs by source, in order of source.
-    #[serde(with = "wire::stream_times")]
     pub stream_times: Vec<(String, i64)>,
     pub inputs: Vec<InputRange>,
     pub outputs: Vec<OutputCount>,
     pub corrections: i64,
     /// Running totals by name.
-    #[serde(with = "wire::totals")]
     pub totals: Vec<(String, i64)>,
     /// Writer schemas met in the inputs.
     pub schema_ids: Vec<i32>,
     /// Hash of the previous entry of this task, 0 for the first.
-    #[serde(with = "wire::hash")]
     pub prev_hash: u128,
     /// Written by a graceful stop.
     pub last: bool,

@@ -81,7 +81,6 @@ impl fmt::Debug for RegistryConfig {
 /// The schemas of one topic's values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
-    /// The subject is `<topic>-value`.
     pub topic: String,
     pub kind: Kind,
 }
@@ -102,11 +101,21 @@ impl Subject {
             Subject::new(topics::LIVE, Kind::Bar),
             Subject::new(topics::METRICS, Kind::Metrics),
             Subject::new(topics::LEDGER, Kind::Ledger),
+            Subject::new(topics::BARS, Kind::VendorBar),
+            Subject::new(topics::BARS, Kind::Action),
+            Subject::new(topics::BARS, Kind::Assertion),
+            Subject::new(topics::ACTIONS, Kind::Action),
+            Subject::new(topics::BREAKS, Kind::Break),
         ]
     }
 
-    fn name(&self) -> String {
-        topics::value_subject(&self.topic)
+    /// The subject in the registry: `<topic>-value`, and for the one topic that holds records of
+    /// several types `<topic>-<record's full name>`, so that each of them evolves by itself.
+    pub fn name(&self) -> String {
+        match self.topic.as_str() {
+            topics::BARS => format!("{}-finlake.{}", self.topic, self.kind.record_name()),
+            topic => topics::value_subject(topic),
+        }
     }
 }
 

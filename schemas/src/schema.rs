@@ -9,6 +9,8 @@ use apache_avro::Schema as AvroSchema;
 use apache_avro::schema_compatibility::SchemaCompatibility;
 use serde_json::Value;
 
+use crate::avro::Plan;
+
 /// What a schema of ours describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -16,10 +18,23 @@ pub enum Kind {
     Bar,
     Metrics,
     Ledger,
+    VendorBar,
+    Action,
+    Assertion,
+    Break,
 }
 
 /// All kinds, in a fixed order.
-pub const KINDS: [Kind; 4] = [Kind::Tick, Kind::Bar, Kind::Metrics, Kind::Ledger];
+pub const KINDS: [Kind; 8] = [
+    Kind::Tick,
+    Kind::Bar,
+    Kind::Metrics,
+    Kind::Ledger,
+    Kind::VendorBar,
+    Kind::Action,
+    Kind::Assertion,
+    Kind::Break,
+];
 
 const TICK: [&str; 2] = [
     include_str!("../avro/tick.v1.avsc"),
@@ -28,6 +43,10 @@ const TICK: [&str; 2] = [
 const BAR: [&str; 1] = [include_str!("../avro/bar.v1.avsc")];
 const METRICS: [&str; 1] = [include_str!("../avro/metrics.v1.avsc")];
 const LEDGER: [&str; 1] = [include_str!("../avro/ledger.v1.avsc")];
+const VENDOR_BAR: [&str; 1] = [include_str!("../avro/vendor_bar.v1.avsc")];
+const ACTION: [&str; 1] = [include_str!("../avro/corporate_action.v1.avsc")];
+const ASSERTION: [&str; 1] = [include_str!("../avro/assertion.v1.avsc")];
+const BREAK: [&str; 1] = [include_str!("../avro/break.v1.avsc")];
 
 impl Kind {
     /// The `.avsc` texts, oldest version first, all of them in use side by side.
@@ -37,6 +56,24 @@ impl Kind {
             Kind::Bar => &BAR,
             Kind::Metrics => &METRICS,
             Kind::Ledger => &LEDGER,
+            Kind::VendorBar => &VENDOR_BAR,
+            Kind::Action => &ACTION,
+            Kind::Assertion => &ASSERTION,
+            Kind::Break => &BREAK,
+        }
+    }
+
+    /// The record's name in Avro, without its namespace.
+    pub const fn record_name(self) -> &'static str {
+        match self {
+            Kind::Tick => "Tick",
+            Kind::Bar => "Bar",
+            Kind::Metrics => "Metrics",
+            Kind::Ledger => "LedgerEntry",
+            Kind::VendorBar => "VendorBar",
+            Kind::Action => "CorporateAction",
+            Kind::Assertion => "Assertion",
+            Kind::Break => "Break",
         }
     }
 
@@ -47,24 +84,12 @@ impl Kind {
     }
 }
 
-/// Which decoder fits a writer's schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// Field for field our own: hand-written decoder.
-    TickV1,
-    TickV2,
-    /// Anything else that can be read: by field name, through serde.
-    ByName,
-}
-
 /// A writer's schema, ready to decode with.
 pub(crate) struct Writer {
     pub(crate) id: u32,
-    /// Without logical types, see [`strip_logical_types`].
-    pub(crate) schema: serde_avro_fast::Schema,
-    pub(crate) form: Form,
     /// What it can be read as.
     pub(crate) kind: Kind,
+    pub(crate) plan: Plan,
 }
 
 /// A writer's schema that the registry knows and we cannot read.
@@ -74,39 +99,39 @@ pub(crate) struct Unreadable(pub(crate) String);
 impl Writer {
     /// Decides what a registered schema can be read as.
     pub(crate) fn new(id: u32, json: &str) -> Result<Writer, Unreadable> {
-        let unreadable = |why: String| Unreadable(why);
         let value: Value =
-            serde_json::from_str(json).map_err(|e| unreadable(format!("not JSON: {e}")))?;
+            serde_json::from_str(json).map_err(|e| Unreadable(format!("not JSON: {e}")))?;
         let avro = AvroSchema::parse_str(json)
-            .map_err(|e| unreadable(format!("not an Avro schema: {e}")))?;
-        let mut reasons = Vec::new();
-        for kind in KINDS {
-            match readable_as(&avro, &value, kind) {
-                Ok(()) => {
-                    let stripped = strip_logical_types(value).to_string();
-                    let schema = stripped
-                        .parse()
-                        .map_err(|e| unreadable(format!("not an Avro schema: {e}")))?;
-                    let form = form_of(&avro, json, kind);
-                    return Ok(Writer {
-                        id,
-                        schema,
-                        form,
-                        kind,
-                    });
-                }
-                Err(why) => reasons.push(format!("as {kind:?}: {why}")),
-            }
-        }
-        Err(unreadable(reasons.join("; ")))
+            .map_err(|e| Unreadable(format!("not an Avro schema: {e}")))?;
+        let AvroSchema::Record(record) = &avro else {
+            return Err(Unreadable("it is no record".to_owned()));
+        };
+        // As Avro has it, the namespace may differ.
+        let name = record.name.name();
+        let Some(kind) = KINDS.into_iter().find(|k| k.record_name() == name) else {
+            return Err(Unreadable(format!("no record of FinLake's is a `{name}`")));
+        };
+        let unreadable = |why: String| Unreadable(format!("as {kind:?}: {why}"));
+        let reader = AvroSchema::parse_str(kind.newest()).map_err(|e| unreadable(e.to_string()))?;
+        SchemaCompatibility::can_read(&avro, &reader).map_err(|e| unreadable(e.to_string()))?;
+        units_agree(&value, &parsed(kind.newest()).map_err(unreadable)?).map_err(unreadable)?;
+        let plan = Plan::new(
+            &bare(json).map_err(unreadable)?,
+            &bare(kind.newest()).map_err(unreadable)?,
+        )
+        .map_err(unreadable)?;
+        Ok(Writer { id, kind, plan })
     }
 }
 
-fn readable_as(writer: &AvroSchema, writer_json: &Value, kind: Kind) -> Result<(), String> {
-    let reader = AvroSchema::parse_str(kind.newest()).map_err(|e| e.to_string())?;
-    SchemaCompatibility::can_read(writer, &reader).map_err(|e| e.to_string())?;
-    let reader_json: Value = serde_json::from_str(kind.newest()).map_err(|e| e.to_string())?;
-    units_agree(writer_json, &reader_json)
+fn parsed(json: &str) -> Result<Value, String> {
+    serde_json::from_str(json).map_err(|e| e.to_string())
+}
+
+/// A schema without logical types: the codec reads the bytes that are there, units were compared
+/// before.
+pub(crate) fn bare(json: &str) -> Result<AvroSchema, String> {
+    AvroSchema::parse(&strip_logical_types(parsed(json)?)).map_err(|e| e.to_string())
 }
 
 /// Avro's resolution ignores units: a `timestamp-millis` is a long like any other, and a decimal
@@ -183,29 +208,7 @@ impl Units {
     }
 }
 
-fn form_of(writer: &AvroSchema, json: &str, kind: Kind) -> Form {
-    if kind != Kind::Tick {
-        return Form::ByName;
-    }
-    let canonical = writer.canonical_form();
-    for (text, form) in Kind::Tick
-        .versions()
-        .iter()
-        .zip([Form::TickV1, Form::TickV2])
-    {
-        // The very text is what we meet nearly always; other spellings of it are equal too.
-        let same = json == *text
-            || AvroSchema::parse_str(text).is_ok_and(|ours| ours.canonical_form() == canonical);
-        if same {
-            return form;
-        }
-    }
-    Form::ByName
-}
-
-/// The serde decoder would carry decimals through a 96-bit type; without the annotation they are
-/// the bytes they are, and `wire` reads them whole.
-pub(crate) fn strip_logical_types(schema: Value) -> Value {
+fn strip_logical_types(schema: Value) -> Value {
     match schema {
         Value::Array(variants) => variants.into_iter().map(strip_logical_types).collect(),
         Value::Object(object) => {
@@ -238,8 +241,7 @@ pub fn both_ways(a: &str, b: &str) -> Result<(), String> {
     let parse = |text: &str| AvroSchema::parse_str(text).map_err(|e| e.to_string());
     let (first, second) = (parse(a)?, parse(b)?);
     SchemaCompatibility::mutual_read(&first, &second).map_err(|e| e.to_string())?;
-    let json = |text: &str| serde_json::from_str::<Value>(text).map_err(|e| e.to_string());
-    let (a, b) = (json(a)?, json(b)?);
+    let (a, b) = (parsed(a)?, parsed(b)?);
     units_agree(&a, &b)?;
     units_agree(&b, &a)
 }
@@ -254,12 +256,11 @@ mod tests {
             for (at, text) in kind.versions().iter().enumerate() {
                 let writer = Writer::new(7, text).unwrap_or_else(|e| panic!("{kind:?}: {}", e.0));
                 assert_eq!(writer.kind, kind);
-                let expected = match (kind, at) {
-                    (Kind::Tick, 0) => Form::TickV1,
-                    (Kind::Tick, _) => Form::TickV2,
-                    _ => Form::ByName,
-                };
-                assert_eq!(writer.form, expected);
+                let fields = [6, 11][at];
+                match (kind, writer.plan) {
+                    (Kind::Tick, plan) => assert_eq!(plan, Plan::Own(fields)),
+                    (_, plan) => assert!(matches!(plan, Plan::Own(_)), "{kind:?}: {plan:?}"),
+                }
             }
         }
     }
@@ -311,8 +312,8 @@ mod tests {
     fn other_spellings_of_ours_take_the_fast_way() {
         let value: Value = serde_json::from_str(TICK[1]).unwrap();
         assert_eq!(
-            Writer::new(1, &value.to_string()).map(|w| w.form).ok(),
-            Some(Form::TickV2)
+            Writer::new(1, &value.to_string()).map(|w| w.plan).ok(),
+            Some(Plan::Own(11))
         );
     }
 

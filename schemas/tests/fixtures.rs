@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 use apache_avro::types::Value;
 use finlake_schemas::{
-    Bar, Basis, Codec, Dec8, Dec16, InputRange, Kind, LedgerEntry, Metrics, Origin, OutputCount,
-    Stage, Tick, WindowMetrics, keys,
+    ActionKind, Assertion, Bar, BarContent, BarsInput, Basis, Break, BreakKind, BreakStatus, Codec,
+    CorporateAction, Dec8, Dec16, InputRange, Kind, LedgerEntry, Metrics, Origin, OutputCount,
+    Severity, Stage, Tick, VendorBar, WindowMetrics, keys,
 };
 
 const V1: Tick<'static> = Tick {
@@ -161,6 +162,84 @@ fn ledger() -> LedgerEntry {
     }
 }
 
+fn vendor_bar() -> VendorBar<'static> {
+    VendorBar {
+        source: "yahoo",
+        symbol: "NVDA",
+        bar_interval: "1d",
+        bar_start: 1_626_652_800_000_000,
+        bar_end: 1_626_739_200_000_000,
+        trade_date: 18_827,
+        open: Dec8(1_890_000_000),
+        high: Dec8(1_901_000_000),
+        low: Dec8(1_850_000_000),
+        close: Dec8(1_877_970_000),
+        volume: Dec8(74_906_000_000_000_000),
+        basis: Basis::SplitAdjusted,
+        basis_at: Some(20_779),
+        ingest_time: Some(1_795_300_000_000_000),
+    }
+}
+
+fn action() -> CorporateAction<'static> {
+    CorporateAction {
+        source: "yahoo",
+        symbol: "NVDA",
+        ex_date: 18_828,
+        kind: ActionKind::Dividend,
+        ratio_to: Dec8(100_000_000),
+        ratio_from: Dec8(100_000_000),
+        amount: Dec8(4_000_000),
+        currency: Some("USD"),
+        retracted: false,
+        ingest_time: None,
+    }
+}
+
+fn assertion() -> Assertion<'static> {
+    let bar = bar();
+    Assertion {
+        assertion_id: [0x5a; 16],
+        source: bar.source,
+        symbol: bar.symbol,
+        bar_interval: bar.bar_interval,
+        bar_start: bar.bar_start,
+        expected_sys_from: Some(bar.sys_from),
+        expected_revision: Some(bar.revision),
+        content: BarContent::of(&Bar {
+            close: Dec8(6_170_000_000_000),
+            ..bar
+        }),
+        retracted: false,
+        origin: "replay",
+        reason: "late trades of 2024-08-08",
+        sent_at: 1_723_248_001_000_000,
+    }
+}
+
+fn found() -> Break {
+    let (layer, table) = ("silver", "silver.market_ohlcv");
+    let key = "binance:BTCUSDT:5m:1723161300000000";
+    Break {
+        break_id: keys::break_id(BreakKind::ValueDrift, layer, table, key, "close"),
+        kind: BreakKind::ValueDrift,
+        severity: Severity::Material,
+        layer: layer.to_owned(),
+        table: table.to_owned(),
+        key: key.to_owned(),
+        cause: "close".to_owned(),
+        source: Some("binance".to_owned()),
+        symbol: Some("BTCUSDT".to_owned()),
+        trade_date: Some(19_943),
+        status: BreakStatus::Opened,
+        expected: Some("61700".to_owned()),
+        actual: None,
+        detail: "recomputed from Bronze; replay repairs it".to_owned(),
+        found_by: "reconcile".to_owned(),
+        system_time: 1_723_248_000_000_000,
+    }
+}
+
 fn encoded(name: &str) -> Vec<u8> {
     let codec = Codec::offline();
     let mut out = Vec::new();
@@ -170,13 +249,27 @@ fn encoded(name: &str) -> Vec<u8> {
         "bar.v1" => codec.encode_bar(&bar(), &mut out),
         "metrics.v1" => codec.encode_metrics(&metrics(), &mut out),
         "ledger.v1" => codec.encode_ledger(&ledger(), &mut out),
+        "vendor_bar.v1" => codec.encode_vendor_bar(&vendor_bar(), &mut out),
+        "corporate_action.v1" => codec.encode_action(&action(), &mut out),
+        "assertion.v1" => codec.encode_assertion(&assertion(), &mut out),
+        "break.v1" => codec.encode_break(&found(), &mut out),
         other => panic!("no sample of {other}"),
     }
     .unwrap();
     out
 }
 
-const NAMES: [&str; 5] = ["tick.v1", "tick.v2", "bar.v1", "metrics.v1", "ledger.v1"];
+const NAMES: [&str; 9] = [
+    "tick.v1",
+    "tick.v2",
+    "bar.v1",
+    "metrics.v1",
+    "ledger.v1",
+    "vendor_bar.v1",
+    "corporate_action.v1",
+    "assertion.v1",
+    "break.v1",
+];
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/{name}.hex"))
@@ -200,6 +293,13 @@ fn frozen_bytes_decode_to_the_same_values() {
     assert_eq!(codec.decode_bar(&frozen("bar.v1")), Ok(bar()));
     assert_eq!(codec.decode_metrics(&frozen("metrics.v1")), Ok(metrics()));
     assert_eq!(codec.decode_ledger(&frozen("ledger.v1")), Ok(ledger()));
+    assert_eq!(codec.decode_break(&frozen("break.v1")), Ok(found()));
+    let input = |name: &str, expected: BarsInput<'_>| {
+        assert_eq!(codec.decode_bars_input(&frozen(name)), Ok(expected));
+    };
+    input("vendor_bar.v1", BarsInput::Vendor(vendor_bar()));
+    input("corporate_action.v1", BarsInput::Action(action()));
+    input("assertion.v1", BarsInput::Assertion(assertion()));
 }
 
 #[test]
@@ -266,6 +366,18 @@ fn the_reference_implementation_agrees() {
     assert_eq!(field(&fields, "stage"), Value::Enum(2, "closed".to_owned()));
     assert_eq!(field(&fields, "trade_date"), Value::Date(19_943));
     read("metrics.v1", Kind::Metrics.newest());
+    let fields = read("assertion.v1", Kind::Assertion.newest());
+    assert_eq!(
+        field(&fields, "assertion_id"),
+        Value::Uuid(uuid::Uuid::from_bytes([0x5a; 16]))
+    );
+    let fields = read("break.v1", Kind::Break.newest());
+    assert_eq!(
+        field(&fields, "kind"),
+        Value::Enum(2, "VALUE_DRIFT".to_owned())
+    );
+    read("vendor_bar.v1", Kind::VendorBar.newest());
+    read("corporate_action.v1", Kind::Action.newest());
     let fields = read("ledger.v1", Kind::Ledger.newest());
     assert_eq!(
         field(&fields, "prev_hash"),

@@ -194,10 +194,24 @@ fn fresh_registry_gets_every_version_and_a_second_start_registers_nothing() {
         (Kind::Bar, 1),
         (Kind::Metrics, 1),
         (Kind::Ledger, 1),
+        (Kind::VendorBar, 1),
+        (Kind::Action, 1),
+        (Kind::Assertion, 1),
+        (Kind::Break, 1),
     ]
     .map(|(kind, version)| codec.own_id(kind, version).unwrap())
     .to_vec();
-    assert_eq!(ids, [101, 102, 103, 104, 105]);
+    assert_eq!(ids, [101, 102, 103, 104, 105, 106, 107, 108, 109]);
+    // The records of one topic evolve one by one.
+    for name in ["VendorBar", "CorporateAction", "Assertion"] {
+        let path = format!("/subjects/market.bars-finlake.{name}/versions");
+        assert_eq!(server.seen("POST", &path), 1, "{path}");
+    }
+    assert_eq!(server.seen("POST", "/subjects/market.bars-value/"), 0);
+    assert_eq!(
+        server.seen("POST", "/subjects/quality.breaks-value/versions"),
+        1
+    );
     let mut bytes = Vec::new();
     codec.encode_tick(&tick(), 2, &mut bytes).unwrap();
     assert_eq!(bytes[..5], [0, 0, 0, 0, 102]);

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use finlake_schemas::registry::{RegistryError, Subject};
-use finlake_schemas::{Codec, topics};
+use finlake_schemas::Codec;
 
 use super::{DIFFERS, SAME, printer};
 use crate::cli::{Global, SchemasCommand};
@@ -37,7 +37,7 @@ fn register(global: &Global, config: &Config) -> Result<u8> {
                 .ok()
                 .and_then(|v| codec.own_id(subject.kind, v));
             out.row(vec![
-                Some(topics::value_subject(&subject.topic)),
+                Some(subject.name()),
                 Some(version.to_string()),
                 id.map(|id| id.to_string()),
             ])?;
@@ -76,7 +76,7 @@ fn check(global: &Global, config: &Config) -> Result<u8> {
         };
         differs |= state != "registered";
         out.row(vec![
-            Some(topics::value_subject(&subject.topic)),
+            Some(subject.name()),
             Some(state.to_owned()),
             why,
         ])?;
