@@ -83,6 +83,11 @@ pub fn kafka_config(config: &Config, suffix: &str, thread: usize) -> KafkaConfig
     kafka
 }
 
+/// How long the broker may gather records before it answers a fetch, ms: a quarter of what a commit waits anyway.
+fn fetch_wait(commit_interval: Duration) -> u32 {
+    u32::try_from(commit_interval.as_millis() / 4).map_or(500, |ms| ms.clamp(1, 500))
+}
+
 impl App {
     /// Registers schemas (compatibility is asked for first), makes missing topics if `create`, builds the topology.
     ///
@@ -160,7 +165,8 @@ impl Streams {
         let control = Arc::new(Control::default());
         let mut threads = Vec::new();
         for thread in 0..config.stream.threads {
-            let kafka = kafka_config(config, "", thread);
+            let mut kafka = kafka_config(config, "", thread);
+            kafka.fetch_wait_ms = fetch_wait(config.stream.commit_interval);
             let id = kafka.id();
             let broker = KafkaBroker::new(&app.topology, kafka)?;
             let mut settings = ThreadConfig::new(&config.kafka.application_id);
@@ -235,8 +241,10 @@ impl Sinks {
             commit_interval: config.lake.commit_interval,
             ..SinkOptions::default()
         };
+        let mut kafka = kafka_config(config, "-sink", 0);
+        kafka.fetch_wait_ms = fetch_wait(config.lake.commit_interval);
         let mut sink = Sink::new(
-            &kafka_config(config, "-sink", 0),
+            &kafka,
             lake,
             app.codec.clone(),
             runtime.clone(),

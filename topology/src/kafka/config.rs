@@ -27,7 +27,14 @@ pub struct KafkaConfig {
     /// A thread that does not poll for so long leaves the group; milliseconds
     /// (5 min).
     pub max_poll_interval_ms: u32,
+    /// The broker holds an answer back for so long while there are few records:
+    /// milliseconds (0: it answers at once). Every answer costs a request, whatever
+    /// it holds; a fraction of the commit interval is lost in it.
+    pub fetch_wait_ms: u32,
 }
+
+/// Bytes that are worth an answer before `fetch_wait_ms` is over.
+const FETCH_MIN_BYTES: &str = "262144";
 
 /// Settings that the protocol depends on and that properties may not override.
 const FIXED: [&str; 13] = [
@@ -58,6 +65,7 @@ impl KafkaConfig {
             transaction_timeout_ms: 10_000,
             session_timeout_ms: 20_000,
             max_poll_interval_ms: 300_000,
+            fetch_wait_ms: 0,
         }
     }
 
@@ -131,6 +139,12 @@ impl KafkaConfig {
     /// The group's consumer.
     pub(crate) fn group_consumer(&self, group: &str) -> ClientConfig {
         let mut config = self.consumer("consumer", group);
+        let unset = |key: &str| !self.properties.contains_key(key);
+        if self.fetch_wait_ms > 0 && unset("fetch.wait.max.ms") && unset("fetch.min.bytes") {
+            config
+                .set("fetch.wait.max.ms", self.fetch_wait_ms.to_string())
+                .set("fetch.min.bytes", FETCH_MIN_BYTES);
+        }
         config
             .set("group.instance.id", self.id())
             .set("partition.assignment.strategy", "cooperative-sticky")

@@ -10,6 +10,10 @@
 //! in its own time. librdkafka waits for that answer. The answer to an
 //! assignment is empty; reading begins with `start`, when positions are known,
 //! so that no offset is ever chosen by the client.
+//!
+//! Records go past `BaseConsumer::poll`: its queue keeps rebalances and errors,
+//! partitions are forwarded to a queue of our own that is emptied by the batch
+//! (`ffi::RecordQueue`).
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,13 +23,13 @@ use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::config::KafkaConfig;
 use super::errors;
 use crate::broker::{Event, PollLimits};
 use crate::error::Error;
-use crate::ffi;
+use crate::ffi::{self, RecordQueue};
 use crate::record::{RecordBatch, TopicIdx};
 
 /// Notes rebalances; acts on none, except while the client closes.
@@ -65,6 +69,8 @@ impl ConsumerContext for Group {
 
 /// See the module. Used by stream threads and, without transactions, by sinks.
 pub struct AttachedConsumer {
+    // Before the client it belongs to.
+    records: RecordQueue,
     consumer: BaseConsumer<Group>,
     id: String,
     /// Lead first.
@@ -73,12 +79,17 @@ pub struct AttachedConsumer {
     reading: BTreeSet<i32>,
     /// An error found behind records already in the batch.
     pending: Option<Error>,
-    last_topic: usize,
+    /// Partitions whose last message was an error, which librdkafka counts into the
+    /// position.
+    astray: BTreeSet<(u16, i32)>,
     /// The leaders of all topics were asked for.
     learnt: bool,
     complained: Option<Instant>,
 }
 
+/// Records taken from the client at a time; what the limits of a poll are exceeded by
+/// at most, in bytes of so many records.
+const CHUNK: usize = 1024;
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// OffsetFetch normally takes a millisecond or two; while offsets are pending
 /// librdkafka retries it until the time is over, and the thread has other
@@ -97,17 +108,18 @@ impl AttachedConsumer {
             events: Mutex::default(),
             closing: AtomicBool::new(false),
         };
-        let consumer = config
+        let consumer: BaseConsumer<Group> = config
             .group_consumer(group)
             .create_with_context(context)
             .map_err(|e| Error::fatal(format!("Kafka consumer: {e}")))?;
         Ok(Self {
+            records: RecordQueue::new(consumer.client()),
             consumer,
             id: config.id(),
             topics: topics.to_vec(),
             reading: BTreeSet::new(),
             pending: None,
-            last_topic: 0,
+            astray: BTreeSet::new(),
             learnt: false,
             complained: None,
         })
@@ -125,8 +137,8 @@ impl AttachedConsumer {
         self.consumer.unsubscribe();
     }
 
-    /// Append what has arrived to `batch`, waiting up to `timeout` for the first
-    /// record. An event is younger than every record in the batch.
+    /// Append records to `batch` until it is full or `timeout` is over. An event is
+    /// younger than every record in the batch.
     pub fn poll(
         &mut self,
         batch: &mut RecordBatch,
@@ -138,42 +150,70 @@ impl AttachedConsumer {
         }
         let mut wait = timeout;
         while batch.len() < limits.records && batch.bytes() < limits.bytes {
-            let Some(polled) = self.consumer.poll(wait) else {
+            let most = (limits.records - batch.len()).min(CHUNK);
+            let taken = self.take(batch, most, wait);
+            if taken < most || self.pending.is_some() {
                 break;
-            };
-            match polled {
-                Ok(message) => {
-                    let name = message.topic();
-                    if name != self.topics[self.last_topic] {
-                        match self.topics.iter().position(|t| t == name) {
-                            Some(at) => self.last_topic = at,
-                            None => continue,
-                        }
-                    }
-                    batch.push(
-                        TopicIdx(self.last_topic as u16),
-                        message.partition(),
-                        message.offset(),
-                        message.timestamp().to_millis().unwrap_or(-1),
-                        message.key(),
-                        message.payload(),
-                    );
-                    wait = Duration::ZERO;
-                }
-                Err(error) => match errors::consumer(&self.id, &error) {
-                    Some(error) if batch.is_empty() => return Err(error),
-                    Some(error) => {
-                        self.pending = Some(error);
-                        break;
-                    }
-                    None => {
-                        complain(&mut self.complained, &self.id, &error);
-                        break;
-                    }
-                },
             }
+            wait = Duration::ZERO;
+        }
+        // Everything else: rebalances (noted by the context), errors of the client.
+        match self.consumer.poll(Duration::ZERO) {
+            None => {}
+            Some(Ok(_)) => {
+                let why = "a record came by the wrong queue; its partition is sought again";
+                self.pending = Some(Error::Retry(why.to_owned()));
+            }
+            Some(Err(error)) => match errors::consumer(&self.id, &error) {
+                Some(error) => self.pending = Some(error),
+                None => complain(&mut self.complained, &self.id, &error),
+            },
+        }
+        if batch.is_empty()
+            && let Some(error) = self.pending.take()
+        {
+            return Err(error);
         }
         Ok(self.consumer.context().events.lock().pop_front())
+    }
+
+    /// One batch from the client.
+    fn take(&mut self, batch: &mut RecordBatch, most: usize, wait: Duration) -> usize {
+        let (topics, id) = (&self.topics, &self.id);
+        let (astray, pending) = (&mut self.astray, &mut self.pending);
+        let mut topic = 0;
+        self.records.take(most, wait, |m| {
+            if m.topic != topics[topic] {
+                match topics.iter().position(|t| t == m.topic) {
+                    Some(at) => topic = at,
+                    None => return,
+                }
+            }
+            let at = (topic as u16, m.partition);
+            if let Some(code) = m.error {
+                astray.insert(at);
+                let error = KafkaError::MessageConsumption(code);
+                let sorted = errors::consumer(id, &error).unwrap_or_else(|| {
+                    Error::Retry(format!(
+                        "{}/{}@{}: {error}; reading goes on from the last commit",
+                        m.topic, m.partition, m.offset
+                    ))
+                });
+                pending.get_or_insert(sorted);
+                return;
+            }
+            if !astray.is_empty() && astray.contains(&at) {
+                return; // what follows an error is read again
+            }
+            batch.push(
+                TopicIdx(at.0),
+                m.partition,
+                m.offset,
+                m.timestamp_ms,
+                m.key,
+                m.value,
+            );
+        })
     }
 
     /// Complete an [`Event::Assigned`].
@@ -187,6 +227,7 @@ impl AttachedConsumer {
     /// before is thrown away.
     pub fn start(&mut self, partition: i32, positions: &[i64]) -> Result<(), Error> {
         let list = self.offset_list(&[(partition, positions.to_vec())])?;
+        self.astray.retain(|(_, p)| *p != partition);
         if self.reading.contains(&partition) {
             self.seek(list)?;
         } else {
@@ -194,6 +235,10 @@ impl AttachedConsumer {
                 for topic in &self.topics {
                     learn_leaders(&self.consumer, topic);
                 }
+            }
+            for topic in &self.topics {
+                self.records
+                    .capture(self.consumer.client(), topic, partition)?;
             }
             let assigned = self.consumer.incremental_assign(&list);
             assigned.map_err(|e| Error::Retry(format!("assigning partition {partition}: {e}")))?;
@@ -212,6 +257,7 @@ impl AttachedConsumer {
         let added = list.add_partition_offset(name, partition, Offset::Offset(at));
         added.map_err(|e| Error::fatal(format!("{name}/{partition}@{at}: {e}")))?;
         self.seek(list)?;
+        self.astray.remove(&(topic.0, partition));
         let mut list = TopicPartitionList::new();
         list.add_partition(name, partition);
         let resumed = self.consumer.resume(&list);
@@ -282,7 +328,10 @@ impl AttachedConsumer {
         out.clear();
         let all = self.consumer.position();
         let all = all.map_err(|e| Error::Retry(format!("consumer positions: {e}")))?;
-        out.extend(self.topics.iter().map(|topic| {
+        out.extend(self.topics.iter().zip(0u16..).map(|(topic, n)| {
+            if self.astray.contains(&(n, partition)) {
+                return None;
+            }
             let at = all.find_partition(topic, partition)?.offset();
             match at {
                 Offset::Offset(at) => Some(at),

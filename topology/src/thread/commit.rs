@@ -43,6 +43,7 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
 
     /// begin → outputs and changelogs in one wave → deliveries → offsets → commit.
     pub(super) fn transact(&mut self, members: &[(i32, Vec<i64>)]) -> Result<(), Error> {
+        let began = self.now();
         self.broker.begin()?;
         for (partition, _) in members {
             let Some(task) = self.slots.get(partition).and_then(|s| s.task.as_ref()) else {
@@ -55,9 +56,20 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
                 self.broker.send_changelog(*partition, store, key, value)?;
             }
         }
+        let sent = self.now();
         self.broker.flush()?;
+        let delivered = self.now();
         self.broker.send_offsets(members)?;
-        self.broker.commit()
+        let offsets = self.now();
+        self.broker.commit()?;
+        tracing::debug!(
+            send_us = sent - began,
+            deliver_us = delivered - sent,
+            offsets_us = offsets - delivered,
+            commit_us = self.now() - offsets,
+            "transaction"
+        );
+        Ok(())
     }
 
     /// Kafka has it: now the stores may.
