@@ -150,8 +150,9 @@ pub enum BarsInput<'a> {
     Assertion(Assertion<'a>),
 }
 
-/// The number of fields of a trade of version 1.
+/// The number of fields of a trade of version 1 and of version 2.
 const TICK_V1: usize = 6;
+const TICK_V2: usize = 11;
 
 impl Codec {
     /// A codec without a registry: our own schemas under fixed ids (tick v1 = 1, v2 = 2, bar = 3,
@@ -287,7 +288,7 @@ impl Codec {
         match &writer.plan {
             // A constant number of fields leaves one straight line of code.
             Plan::Own(TICK_V1) => Plan::Own(TICK_V1).decode(datum, writer.id),
-            Plan::Own(_) if writer.plan == TICK_V2 => TICK_V2.decode(datum, writer.id),
+            Plan::Own(TICK_V2) => Plan::Own(TICK_V2).decode(datum, writer.id),
             plan => decode_slowly(plan, datum, writer.id),
         }
     }
@@ -464,8 +465,6 @@ impl Codec {
         put(id, out, |out| value.put(out))
     }
 }
-
-const TICK_V2: Plan = Plan::Own(11);
 
 /// Out of line, so that the common ways stay small.
 #[cold]

@@ -5,10 +5,6 @@ use crate::decimal::to_be_bytes;
 #[inline]
 pub(crate) fn long(value: i64, out: &mut Vec<u8>) {
     let mut rest = ((value << 1) ^ (value >> 63)) as u64;
-    if rest < 0x80 {
-        out.push(rest as u8);
-        return;
-    }
     let mut bytes = [0u8; 10];
     let mut length = 0;
     while rest >= 0x80 {

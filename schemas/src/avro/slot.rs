@@ -198,7 +198,15 @@ impl<'a, T: Slot<'a>> Slot<'a> for Option<T> {
     }
     #[inline(always)]
     fn own(c: &mut Cursor<'a>) -> Result<Self, Fault> {
-        match c.index()? {
+        let branch = match c.rest {
+            // One byte, nearly always; longer spellings of 0 and 1 are legal all the same.
+            [byte @ (0 | 2), rest @ ..] => {
+                c.rest = rest;
+                usize::from(*byte >> 1)
+            }
+            _ => c.index()?,
+        };
+        match branch {
             0 => Ok(None),
             1 => T::own(c).map(Some),
             _ => Err(NO_BRANCH),
