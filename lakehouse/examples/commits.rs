@@ -62,6 +62,7 @@ fn batch(commit: i64, rows: Rows) -> SinkBatch {
                 commit,
                 input_end: commit * 10_000,
                 system_time,
+                ..Cut::default()
             }],
             frontier: system_time,
             rows,
@@ -256,6 +257,7 @@ async fn bronze(n: i64) -> Result<(), Failure> {
                 commit: (commit - 1) * 10 + i + 1,
                 input_end: (commit - 1) * 10_000 + (i + 1) * 1_000,
                 system_time: system_time + i,
+                ..Cut::default()
             })
             .collect();
         let part = PartitionBatch {

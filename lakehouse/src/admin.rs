@@ -255,18 +255,12 @@ fn positions_in_history(
     Ok(found)
 }
 
-/// `0:12/345/1700;1:…` = partition:commit/input/frontier.
+/// `0:12/345/1700;1:…` = partition:position.
 fn parse(text: &str) -> Result<Vec<(i32, Position)>> {
     text.split(';')
         .map(|part| {
             let (p, rest) = part.split_once(':')?;
-            let mut numbers = rest.split('/').map(|n| n.parse().ok());
-            let position = Position {
-                commit: numbers.next()??,
-                input_end: numbers.next()??,
-                frontier: numbers.next()??,
-            };
-            Some((p.parse().ok()?, position))
+            Some((p.parse().ok()?, Position::from_summary(rest)?))
         })
         .collect::<Option<_>>()
         .ok_or_else(|| LakeError::corrupt(format!("summary {S_POSITIONS}"), text))

@@ -9,7 +9,7 @@ use arrow::datatypes::Int64Type;
 
 use crate::error::{LakeError, Result};
 use crate::plan::{Cut, Offer, OffsetRange};
-use crate::rows::{BronzeRows, VersionRows, Versions};
+use crate::rows::{BarsRows, BronzeRows, VersionRows, Versions};
 
 /// Rows of one Kafka partition.
 // One per partition and batch, moved once: its size does not matter.
@@ -18,15 +18,23 @@ use crate::rows::{BronzeRows, VersionRows, Versions};
 pub enum Rows {
     /// No rows: only the position or the frontier moves.
     None,
-    /// Bronze.
+    /// Bronze: trades.
     Bronze(BronzeRows),
-    /// Silver or Gold.
+    /// Bronze: records of `market.bars`.
+    Bars(BarsRows),
+    /// Silver, Gold or breaks.
     Versions(VersionRows),
 }
 
 impl From<BronzeRows> for Rows {
     fn from(rows: BronzeRows) -> Rows {
         Rows::Bronze(rows)
+    }
+}
+
+impl From<BarsRows> for Rows {
+    fn from(rows: BarsRows) -> Rows {
+        Rows::Bars(rows)
     }
 }
 

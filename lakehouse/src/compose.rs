@@ -469,7 +469,10 @@ async fn find_settled(
             Kind::Foreign => io.splitter.is_current(&f.partition) != Some(false),
             _ => false,
         })
-        .filter(|f| needs.values().any(|n| f.may_hold(&n.symbol, n.time)))
+        .filter(|f| {
+            // A break's symbol is no part of its key: nothing tells where the old version is.
+            io.def.table == Table::Breaks || needs.values().any(|n| f.may_hold(&n.symbol, n.time))
+        })
         .cloned()
         .collect();
     let mut key = Vec::new();

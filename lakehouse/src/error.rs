@@ -50,6 +50,23 @@ pub enum LakeError {
         missing_to: i64,
     },
 
+    /// Records were offered that begin past what the table holds.
+    #[error(
+        "offset gap: {table} partition {partition} holds its topic up to {stored}, the records \
+         offered begin at {offered}; read on from {stored}, or rebuild the table if the topic no \
+         longer reaches back that far"
+    )]
+    OffsetGap {
+        /// Table concerned.
+        table: Table,
+        /// Kafka partition.
+        partition: i32,
+        /// Next offset as the table has it.
+        stored: i64,
+        /// Offset at which the records begin.
+        offered: i64,
+    },
+
     /// Commit numbers fit but the input positions do not: not the same stream.
     #[error(
         "position mismatch: {table} partition {partition} ends at input position {stored}, the \

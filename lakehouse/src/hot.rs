@@ -127,6 +127,7 @@ impl HotPart {
 /// The columns of a version table that keys and temperature are read from.
 pub struct Columns<'a> {
     table: Table,
+    id: Option<&'a arrow::array::StringArray>,
     source: &'a arrow::array::StringArray,
     symbol: &'a arrow::array::StringArray,
     interval: Option<&'a arrow::array::StringArray>,
@@ -140,6 +141,7 @@ pub struct Columns<'a> {
 
 /// Columns that `Columns` needs at least.
 pub const KEY_COLUMNS: &[&str] = &[
+    "break_id",
     "source",
     "symbol",
     "bar_interval",
@@ -148,6 +150,7 @@ pub const KEY_COLUMNS: &[&str] = &[
     "trade_date",
     "last_trade_time",
     "stage",
+    "status",
     "valid_from",
     "sys_from",
     "sys_to",
@@ -172,21 +175,35 @@ impl<'a> Columns<'a> {
                 .ok_or_else(|| wrong(name))
         };
         let bars = def.table == Table::Ohlcv;
+        let breaks = def.table == Table::Breaks;
         Ok(Columns {
             table: def.table,
+            id: breaks.then(|| text("break_id")).transpose()?,
             source: text("source")?,
             symbol: text("symbol")?,
             interval: bars.then(|| text("bar_interval")).transpose()?,
-            stage: bars.then(|| text("stage")).transpose()?,
-            start: bars.then(|| time("bar_start")).transpose()?,
+            stage: match def.table {
+                Table::Ohlcv => Some(text("stage")?),
+                Table::Breaks => Some(text("status")?),
+                _ => None,
+            },
+            start: match def.table {
+                Table::Ohlcv => Some(time("bar_start")?),
+                Table::Breaks => Some(time("valid_from")?),
+                _ => None,
+            },
             date: get("trade_date")?
                 .as_primitive_opt::<Date32Type>()
                 .ok_or_else(|| wrong("trade_date"))?,
-            end: time(if bars { "bar_end" } else { "valid_from" })?,
-            stream: time(if bars {
-                "last_trade_time"
-            } else {
-                "valid_from"
+            end: time(match def.table {
+                Table::Ohlcv => "bar_end",
+                Table::Breaks => "sys_from",
+                _ => "valid_from",
+            })?,
+            stream: time(match def.table {
+                Table::Ohlcv => "last_trade_time",
+                Table::Breaks => "sys_from",
+                _ => "valid_from",
             })?,
             sys_from: time("sys_from")?,
         })
@@ -195,6 +212,10 @@ impl<'a> Columns<'a> {
     /// Appends the natural key of a row.
     pub fn key(&self, row: usize, out: &mut Vec<u8>) {
         let (source, symbol) = (self.source.value(row), self.symbol.value(row));
+        if let Some(id) = self.id {
+            out.extend_from_slice(id.value(row).as_bytes());
+            return;
+        }
         match (self.table, self.interval, self.start) {
             (Table::Ohlcv, Some(interval), Some(start)) => {
                 keys::bar(source, symbol, interval.value(row), start.value(row), out);
@@ -239,7 +260,9 @@ impl<'a> Columns<'a> {
 
     /// Whether a row is likely to be superseded soon.
     pub fn is_hot(&self, row: usize, stream: &BTreeMap<String, i64>, rule: &HotRule) -> bool {
-        let finished = self.stage.is_none_or(|s| s.value(row) == "closed");
+        let finished = self
+            .stage
+            .is_none_or(|s| matches!(s.value(row), "closed" | "resolved"));
         let patience = if finished {
             rule.closed_for
         } else {

@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod batch;
 pub mod bitemporal;
+pub mod breaks;
 pub mod catalog;
 pub mod commit;
 pub mod compose;
@@ -36,11 +37,12 @@ pub mod tables;
 pub mod writer;
 
 pub use batch::{Outcome, PartitionBatch, Rows, SinkBatch};
+pub use breaks::{BreakBatch, BreaksSink};
 pub use error::{LakeError, Result};
 pub use lake::{Catalog, HotRule, LakeConfig, Lakehouse, Upkeep};
 pub use plan::Cut;
 pub use properties::{KafkaIds, Position, Watermarks};
 pub use read::{FileTask, Filter, History, Pinned, Scan, ScanBatch, VersionInfo, VersionKey};
-pub use rows::{BronzeRows, RecordAt, VersionRows};
+pub use rows::{BarsRows, BronzeRows, RecordAt, VersionRows};
 pub use sink::TableSink;
 pub use tables::{OPEN_END, Table};

@@ -70,7 +70,7 @@ impl OffsetRange {
 }
 
 /// A cut inside a batch: the state after one task commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cut {
     /// Commit number.
     pub commit: i64,
@@ -78,6 +78,10 @@ pub struct Cut {
     pub input_end: i64,
     /// System time of the commit (µs): the table is whole up to here once it holds the commit.
     pub system_time: i64,
+    /// Offset of the ledger topic after the commit's entry, if known: where to read on.
+    pub ledger_next: Option<i64>,
+    /// Offset of the table's own topic after the commit's last record, if known.
+    pub output_next: Option<i64>,
 }
 
 /// What a batch offers for one partition.
@@ -177,8 +181,16 @@ pub fn step(table: Table, stored: Position, offer: &Offer) -> Result<Step> {
             commit: last.commit,
             input_end: last.input_end,
             frontier: frontier.max(last.system_time),
+            // Hints: an older one still holds, it only makes the sink read more.
+            ledger_next: latest(offer, |c| c.ledger_next).or(stored.ledger_next),
+            output_next: latest(offer, |c| c.output_next).or(stored.output_next),
         },
     })
+}
+
+/// The last hint given in a batch.
+fn latest(offer: &Offer, hint: impl Fn(&Cut) -> Option<i64>) -> Option<i64> {
+    offer.cuts.iter().rev().find_map(hint)
 }
 
 /// Decides for a whole batch: a step per partition.
@@ -216,6 +228,7 @@ mod tests {
             commit,
             input_end: commit * 10,
             system_time: commit * 1_000,
+            ..Cut::default()
         }
     }
 
@@ -233,7 +246,28 @@ mod tests {
             commit,
             input_end: commit * 10,
             frontier: commit * 1_000,
+            ..Position::default()
         }
+    }
+
+    #[test]
+    fn hints_move_with_the_position_and_are_never_forgotten() {
+        let to = |stored: Position, o: &Offer| match step(Table::Ohlcv, stored, o).unwrap() {
+            Step::Append { to, .. } => (to.ledger_next, to.output_next),
+            Step::Skip => panic!("nothing to take"),
+        };
+        let mut o = offer(5, 7);
+        let stored = Position {
+            ledger_next: Some(50),
+            output_next: Some(8),
+            ..at(4)
+        };
+        // A batch without hints (an older sink, or no output records) keeps what stands there.
+        assert_eq!(to(stored, &o), (Some(50), Some(8)));
+        o.cuts[0].output_next = Some(11);
+        o.cuts[2].ledger_next = Some(80);
+        assert_eq!(to(stored, &o), (Some(80), Some(11)));
+        assert_eq!(to(at(4), &offer(5, 5)), (None, None));
     }
 
     #[test]

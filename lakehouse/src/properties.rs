@@ -36,15 +36,60 @@ pub struct Position {
     pub input_end: i64,
     /// Stable frontier: system time (µs) up to which the table is whole for this partition.
     pub frontier: i64,
+    /// Offset in the ledger topic from which to read on. A hint: it spares reading the ledger
+    /// from its start, commit and input position decide what is taken. `None` in tables written
+    /// before there were hints.
+    pub ledger_next: Option<i64>,
+    /// The same for the table's own topic (Silver, Gold); Bronze has `input_end`.
+    pub output_next: Option<i64>,
 }
 
 impl Position {
-    /// Text form, version 1.
+    /// Text form: version 1, with the hints at its end, where a program that knows none of them
+    /// does not look.
     pub fn encode(&self) -> String {
-        format!(
+        let mut out = format!(
             "v1 commit={} input={} frontier={}",
             self.commit, self.input_end, self.frontier
-        )
+        );
+        for (name, hint) in [("ledger", self.ledger_next), ("output", self.output_next)] {
+            if let Some(next) = hint {
+                out.push_str(&format!(" {name}={next}"));
+            }
+        }
+        out
+    }
+
+    /// Text form in snapshot summaries: `commit/input/frontier`, then the hints, empty if unknown.
+    pub(crate) fn summary(&self) -> String {
+        let mut out = format!("{}/{}/{}", self.commit, self.input_end, self.frontier);
+        if self.ledger_next.is_some() || self.output_next.is_some() {
+            for hint in [self.ledger_next, self.output_next] {
+                out.push('/');
+                if let Some(next) = hint {
+                    out.push_str(&next.to_string());
+                }
+            }
+        }
+        out
+    }
+
+    /// Reads what `summary` wrote, now or before there were hints.
+    pub(crate) fn from_summary(text: &str) -> Option<Position> {
+        let mut parts = text.split('/');
+        let mut number = || parts.next()?.parse().ok();
+        let (commit, input_end, frontier) = (number()?, number()?, number()?);
+        let mut hint = || match parts.next() {
+            None | Some("") => Some(None),
+            Some(n) => n.parse().ok().map(Some),
+        };
+        Some(Position {
+            commit,
+            input_end,
+            frontier,
+            ledger_next: hint()?,
+            output_next: hint()?,
+        })
     }
 
     /// Reads any version ever written.
@@ -65,11 +110,23 @@ impl Position {
                 .and_then(|w| w.parse().ok())
                 .ok_or_else(|| bad("field missing or not a number"))
         };
-        Ok(Position {
+        let mut out = Position {
             commit: number("commit")?,
             input_end: number("input")?,
             frontier: number("frontier")?,
-        })
+            ..Position::default()
+        };
+        // Further words are hints of this or a later version.
+        for word in words {
+            let (name, value) = word.split_once('=').ok_or_else(|| bad("no name=value"))?;
+            let hint = match name {
+                "ledger" => &mut out.ledger_next,
+                "output" => &mut out.output_next,
+                _ => continue,
+            };
+            *hint = Some(value.parse().map_err(|_| bad("hint is not a number"))?);
+        }
+        Ok(out)
     }
 }
 
@@ -248,12 +305,51 @@ mod tests {
             commit: 12,
             input_end: 345,
             frontier: 1_700_000_000_000_000,
+            ..Position::default()
         };
+        // Frozen: tables hold these texts.
         let text = "v1 commit=12 input=345 frontier=1700000000000000";
         assert_eq!(v1.encode(), text);
         assert_eq!(Position::decode(text).unwrap(), v1);
-        for bad in ["", "v2 commit=1", "v1 commit=x input=1 frontier=2", "v1"] {
+        assert_eq!(v1.summary(), "12/345/1700000000000000");
+        assert_eq!(Position::from_summary(&v1.summary()), Some(v1));
+        let hinted = Position {
+            ledger_next: Some(99),
+            output_next: Some(7),
+            ..v1
+        };
+        let text = "v1 commit=12 input=345 frontier=1700000000000000 ledger=99 output=7";
+        assert_eq!(hinted.encode(), text);
+        assert_eq!(Position::decode(text).unwrap(), hinted);
+        assert_eq!(hinted.summary(), "12/345/1700000000000000/99/7");
+        for p in [
+            hinted,
+            Position {
+                ledger_next: None,
+                ..hinted
+            },
+            Position {
+                output_next: None,
+                ..hinted
+            },
+        ] {
+            assert_eq!(Position::decode(&p.encode()).unwrap(), p);
+            assert_eq!(Position::from_summary(&p.summary()), Some(p));
+        }
+        let later = "v1 commit=12 input=345 frontier=1700000000000000 else=1 output=7";
+        assert_eq!(Position::decode(later).unwrap().output_next, Some(7));
+        for bad in [
+            "",
+            "v2 commit=1",
+            "v1 commit=x input=1 frontier=2",
+            "v1",
+            "v1 commit=1 input=1 frontier=2 ledger=x",
+            "v1 commit=1 input=1 frontier=2 ledger",
+        ] {
             assert!(Position::decode(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "1/2", "1/2/x", "1/2/3/x"] {
+            assert!(Position::from_summary(bad).is_none(), "{bad}");
         }
     }
 
@@ -270,6 +366,7 @@ mod tests {
                 commit: 3,
                 input_end: 9,
                 frontier: 5,
+                ..Position::default()
             },
         )]);
         props.extend(updates(&moved, 42));

@@ -4,8 +4,12 @@
 //! Silver and Gold take the output records. Values are stored as they came: nothing is validated
 //! or recomputed here. Data flows: the consumer pushes, `sink::TableSink::commit` finishes.
 
+mod bars;
 mod bronze;
+mod cells;
 mod versions;
 
+pub use bars::BarsRows;
 pub use bronze::{BronzeRows, RecordAt};
+pub(crate) use versions::BreakAt;
 pub use versions::{VersionMeta, VersionRows, Versions};

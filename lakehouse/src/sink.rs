@@ -176,8 +176,10 @@ impl TableSink {
             let finished = match part.rows {
                 Rows::None => Finished::None,
                 Rows::Bronze(b) if b.is_empty() => Finished::None,
+                Rows::Bars(b) if b.is_empty() => Finished::None,
                 Rows::Versions(v) if v.is_empty() => Finished::None,
                 Rows::Bronze(b) => Finished::Bronze(b.finish(self.committer.def())?),
+                Rows::Bars(b) => Finished::Bronze(b.finish()?),
                 Rows::Versions(v) => Finished::Versions(v.finish()?),
             };
             rows.insert(part.partition, finished);
@@ -433,7 +435,7 @@ impl TableSink {
 fn summary(positions: &BTreeMap<i32, Position>) -> HashMap<String, String> {
     let text = positions
         .iter()
-        .map(|(p, at)| format!("{p}:{}/{}/{}", at.commit, at.input_end, at.frontier))
+        .map(|(p, at)| format!("{p}:{}", at.summary()))
         .collect::<Vec<_>>()
         .join(";");
     HashMap::from([(crate::properties::S_POSITIONS.to_string(), text)])

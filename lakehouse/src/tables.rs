@@ -27,18 +27,29 @@ pub enum Table {
     Ohlcv,
     /// `gold.market_metrics`: versions of metrics.
     Metrics,
+    /// `bronze.market_bars`: one row per record of vendors' bars, corporate actions, assertions.
+    Bars,
+    /// `quality.breaks`: versions of breaks.
+    Breaks,
 }
 
 impl Table {
     /// All tables, in the order they are created.
-    pub const ALL: [Table; 3] = [Table::Ticks, Table::Ohlcv, Table::Metrics];
+    pub const ALL: [Table; 5] = [
+        Table::Ticks,
+        Table::Ohlcv,
+        Table::Metrics,
+        Table::Bars,
+        Table::Breaks,
+    ];
 
-    /// Namespace without prefix: `bronze`, `silver` or `gold`.
+    /// Namespace without prefix: `bronze`, `silver`, `gold` or `quality`.
     pub fn namespace(self) -> &'static str {
         match self {
-            Table::Ticks => "bronze",
+            Table::Ticks | Table::Bars => "bronze",
             Table::Ohlcv => "silver",
             Table::Metrics => "gold",
+            Table::Breaks => "quality",
         }
     }
 
@@ -48,12 +59,14 @@ impl Table {
             Table::Ticks => "market_ticks",
             Table::Ohlcv => "market_ohlcv",
             Table::Metrics => "market_metrics",
+            Table::Bars => "market_bars",
+            Table::Breaks => "breaks",
         }
     }
 
     /// Whether rows are versions that later records close (Bronze rows never close).
     pub fn versioned(self) -> bool {
-        !matches!(self, Table::Ticks)
+        !matches!(self, Table::Ticks | Table::Bars)
     }
 
     /// Parses `bronze.market_ticks` or `market_ticks`.
@@ -268,6 +281,76 @@ const METRICS: &[(&str, ColType, bool)] = &[
     req("kafka_offset", Long),
 ];
 
+const BARS: &[(&str, ColType, bool)] = &[
+    req("kafka_topic", Str),
+    req("kafka_partition", Int),
+    req("kafka_offset", Long),
+    req("kafka_timestamp", Instant),
+    req("commit", Long),
+    opt("record_key", Str),
+    opt("schema_id", Int),
+    // Kept always: the columns below are what queries ask for, not the whole record.
+    opt("raw", Bytes),
+    opt("record_kind", Str),
+    opt("source", Str),
+    opt("symbol", Str),
+    opt("trade_date", Date),
+    opt("bar_interval", Str),
+    opt("bar_start", Instant),
+    opt("bar_end", Instant),
+    opt("open", Dec8),
+    opt("high", Dec8),
+    opt("low", Dec8),
+    opt("close", Dec8),
+    opt("volume", Dec8),
+    opt("basis", Str),
+    opt("basis_at", Date),
+    opt("action_kind", Str),
+    opt("ratio_to", Dec8),
+    opt("ratio_from", Dec8),
+    opt("amount", Dec8),
+    opt("currency", Str),
+    opt("assertion_id", Str),
+    opt("expected_sys_from", Instant),
+    opt("expected_revision", Int),
+    opt("retracted", Bool),
+    opt("origin", Str),
+    opt("reason", Str),
+    opt("ingest_time", Instant),
+    req("valid_from", Instant),
+    req("valid_to", Instant),
+    req("sys_from", Instant),
+    req("sys_to", Instant),
+    req("is_current", Bool),
+];
+
+const BREAKS: &[(&str, ColType, bool)] = &[
+    req("break_id", Str),
+    req("kind", Str),
+    req("severity", Str),
+    req("layer", Str),
+    req("table_name", Str),
+    req("break_key", Str),
+    req("cause", Str),
+    opt("source", Str),
+    opt("symbol", Str),
+    opt("trade_date", Date),
+    req("status", Str),
+    opt("expected", Str),
+    opt("actual", Str),
+    req("detail", Str),
+    req("found_by", Str),
+    req("found_at", Instant),
+    req("valid_from", Instant),
+    req("valid_to", Instant),
+    req("sys_from", Instant),
+    req("sys_to", Instant),
+    req("is_current", Bool),
+    opt("prev_sys_from", Instant),
+    req("kafka_partition", Int),
+    req("kafka_offset", Long),
+];
+
 /// Columns whose bounds are kept in manifests.
 const BOUNDED: &[&str] = &[
     "source",
@@ -301,6 +384,8 @@ impl TableDef {
                 "bar_start",
             ),
             Table::Metrics => (METRICS, &["source", "symbol", "trade_date"], "trade_date"),
+            Table::Bars => (BARS, &[], "valid_from"),
+            Table::Breaks => (BREAKS, &["break_id"], "valid_from"),
         };
         let column = |name: &str, ty, required| Column {
             name: name.to_string(),
@@ -380,6 +465,9 @@ impl TableDef {
                 symbol,
                 current,
             ],
+            // A vendor sends twenty years of a symbol at once: time would only scatter them.
+            Table::Bars => vec![symbol],
+            Table::Breaks => vec![current],
         }
     }
 

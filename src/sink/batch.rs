@@ -22,6 +22,8 @@ pub struct Pending {
     rows: usize,
     /// Offset of the first ledger entry taken in: where reading must begin if these rows are lost.
     first_entry: Option<i64>,
+    /// Offset after the last record taken in of ohlcv and metrics.
+    outputs_next: [Option<i64>; 2],
     /// Kafka timestamp (ms) of the oldest input record, for the end-to-end latency.
     oldest_ms: Option<i64>,
     newest_ms: Option<i64>,
@@ -54,6 +56,7 @@ impl Pending {
             frontier: 0,
             rows: 0,
             first_entry: None,
+            outputs_next: [None; 2],
             oldest_ms: None,
             newest_ms: None,
         })
@@ -96,6 +99,10 @@ impl Pending {
         let ticks = entry.inputs.iter().find(|i| i.topic == topics::TICKS);
         let (start, end) = ticks.map_or((0, 0), |r| (r.start, r.end));
         self.frontier = self.frontier.max(entry.system_time);
+        self.rows += ready.counts.iter().sum::<usize>();
+        self.ticks(codec, assembler, ready.counts[0], entry);
+        self.bars(codec, assembler, ready.counts[1])?;
+        self.metrics(codec, assembler, ready.counts[2])?;
         for (i, wanted) in ready.wanted.into_iter().enumerate() {
             if wanted {
                 self.input_start[i].get_or_insert(start);
@@ -103,13 +110,15 @@ impl Pending {
                     commit: entry.commit,
                     input_end: end,
                     system_time: entry.system_time,
+                    ledger_next: Some(offset + 1),
+                    output_next: match i {
+                        0 => None,
+                        _ => self.outputs_next[i - 1],
+                    },
                 });
             }
         }
-        self.rows += ready.counts.iter().sum::<usize>();
-        self.ticks(codec, assembler, ready.counts[0], entry);
-        self.bars(codec, assembler, ready.counts[1])?;
-        self.metrics(codec, assembler, ready.counts[2])
+        Ok(())
     }
 
     fn ticks(&mut self, codec: &Codec, assembler: &Assembler, n: usize, entry: &LedgerEntry) {
@@ -153,6 +162,7 @@ impl Pending {
                 .decode_bar(r.value.unwrap_or_default())
                 .map_err(|e| self.undecodable(Feed::Ohlcv, r.offset, &e))?;
             self.versions[0].push_bar(&bar, r.offset)?;
+            self.outputs_next[0] = Some(r.offset + 1);
         }
         Ok(())
     }
@@ -163,6 +173,7 @@ impl Pending {
                 .decode_metrics(r.value.unwrap_or_default())
                 .map_err(|e| self.undecodable(Feed::Metrics, r.offset, &e))?;
             self.versions[1].push_metrics(&metrics, r.offset)?;
+            self.outputs_next[1] = Some(r.offset + 1);
         }
         Ok(())
     }

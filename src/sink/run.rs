@@ -34,7 +34,7 @@ struct Part {
     held: [Held; 3],
     /// Topics held back, indices into [`FEEDS`].
     paused: Vec<u16>,
-    /// The reading began from a consumer-group offset, which is only a hint.
+    /// The reading began from an offset that a table remembers, which is only a hint.
     hinted: bool,
     ledger_position: i64,
     last_flush: Instant,
@@ -260,7 +260,7 @@ impl Sink {
                     input_end: at.input_end,
                 }
             });
-            let lows = self.lows(partition)?;
+            let (lows, highs) = self.bounds(partition)?;
             for (table, held) in Table::ALL.into_iter().zip(held).take(1) {
                 if held.commit > 0 && held.input_end < lows[1] {
                     return Err(SinkError::Lost {
@@ -271,21 +271,20 @@ impl Sink {
                     });
                 }
             }
-            let hint = if hints && held.iter().all(|h| h.commit > 0) {
-                self.consumer.committed(partition).unwrap_or_default()
-            } else {
-                Vec::new()
-            };
-            let at = |i: usize| {
-                hint.get(i)
-                    .copied()
-                    .flatten()
-                    .map_or(lows[i], |hint| hint.max(lows[i]))
-            };
             let ticks = if held[0].commit > 0 {
                 held[0].input_end
             } else {
                 lows[1]
+            };
+            let hint = if hints {
+                self.hints(partition)
+            } else {
+                [None; 4]
+            };
+            let at = |i: usize| {
+                hint[i]
+                    .filter(|next| (lows[i]..=highs[i]).contains(next))
+                    .unwrap_or(lows[i])
             };
             let from = [at(0), ticks, at(2), at(3)];
             self.consumer.start(partition, &from)?;
@@ -297,25 +296,42 @@ impl Sink {
                 "the sink goes on after these commits"
             );
             let mut part = Part::new(&self.lake, partition, held, from)?;
-            part.hinted = hint.iter().flatten().next().is_some();
+            part.hinted = [0, 2, 3].iter().any(|i| from[*i] > lows[*i]);
             self.parts.insert(partition, part);
         }
         self.publish();
         Ok(())
     }
 
-    fn lows(&self, partition: i32) -> Result<[i64; 4], SinkError> {
-        let mut lows = [0; 4];
-        for (low, feed) in lows.iter_mut().zip(FEEDS) {
-            let bounds = self
+    /// Where the tables say that reading goes on, per feed: hints, since a topic may have changed meanwhile. The
+    /// ledger goes on where the table that is furthest behind left it.
+    fn hints(&self, partition: i32) -> [Option<i64>; 4] {
+        let at: [Position; 3] = std::array::from_fn(|i| {
+            self.tables[i]
+                .positions()
+                .get(&partition)
+                .copied()
+                .unwrap_or_default()
+        });
+        let ledger = at
+            .iter()
+            .map(|p| p.ledger_next)
+            .try_fold(i64::MAX, |least, next| Some(least.min(next?)));
+        [ledger, None, at[1].output_next, at[2].output_next]
+    }
+
+    /// First and next offset of each feed.
+    fn bounds(&self, partition: i32) -> Result<([i64; 4], [i64; 4]), SinkError> {
+        let (mut lows, mut highs) = ([0; 4], [0; 4]);
+        for (i, feed) in FEEDS.into_iter().enumerate() {
+            (lows[i], highs[i]) = self
                 .watermarks
                 .fetch_watermarks(feed.topic(), partition, Duration::from_secs(10))
                 .map_err(|e| {
                     KafkaError::Retry(format!("watermarks of {}/{partition}: {e}", feed.topic()))
                 })?;
-            *low = bounds.0;
         }
-        Ok(lows)
+        Ok((lows, highs))
     }
 
     fn feed(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
@@ -496,7 +512,7 @@ impl Sink {
         }
     }
 
-    /// Consumer-group offsets, for lag tools, and as a hint where to begin reading after a restart.
+    /// Consumer-group offsets, for lag tools alone.
     fn tell_tools(&self) {
         let mut all = Vec::new();
         for (&partition, part) in &self.parts {
@@ -544,7 +560,7 @@ impl Sink {
                 if hinted =>
             {
                 tracing::warn!(
-                    "{error}; the consumer group's offsets were ahead of the tables, reading from the log start"
+                    "{error}; the offsets that the tables remember do not fit the topics, reading from the log start"
                 );
                 false
             }

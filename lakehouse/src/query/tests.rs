@@ -109,6 +109,7 @@ impl Fixture {
             commit: *number,
             input_end: *number * 10,
             system_time: system,
+            ..Cut::default()
         };
         let part = PartitionBatch {
             partition,
@@ -557,11 +558,11 @@ async fn what_is_wrong_says_what_to_do() {
     for (sql, part) in [
         (
             "SELECT * FROM silver.nope",
-            "there are: bronze.market_ticks",
+            "there are: bronze.market_bars, bronze.market_ticks",
         ),
         (
             "SELECT * FROM as_of_system('silver.nope', '2026-01-01')",
-            "there are: bronze.market_ticks",
+            "there are: bronze.market_bars, bronze.market_ticks",
         ),
         (
             "SELECT * FROM as_of_system('silver.market_ohlcv')",
@@ -619,7 +620,15 @@ async fn the_tables_are_described() {
     let sql = "SELECT table_schema, count(*) FROM information_schema.tables \
                WHERE table_schema <> 'information_schema' GROUP BY 1 ORDER BY 1";
     let rows = ask(&engine, sql).await.unwrap();
-    assert_eq!(rows, [["bronze", "1"], ["gold", "1"], ["silver", "1"]]);
+    assert_eq!(
+        rows,
+        [
+            ["bronze", "2"],
+            ["gold", "1"],
+            ["quality", "1"],
+            ["silver", "1"]
+        ]
+    );
     let rows = ask(&engine, "DESCRIBE silver.market_ohlcv").await.unwrap();
     assert!(
         rows.iter()

@@ -1,74 +1,12 @@
 //! Rows of version tables: cells in column order, and what each record says about versions.
 
-use std::sync::Arc;
-
-use arrow::array::{
-    ArrayRef, BooleanBuilder, Date32Builder, Decimal128Builder, Float64Builder, Int32Builder,
-    Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder,
-};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use finlake_schemas::{Bar, Metrics, keys};
+use finlake_schemas::{Bar, Break, Metrics, keys};
 
+use super::cells::{Cell, Cells, push_row, uuid_text};
 use crate::error::{LakeError, Result};
-use crate::tables::{ColType, OPEN_END, Table, TableDef, instant_type};
-
-enum Cells {
-    Str(StringBuilder),
-    Int(Int32Builder),
-    Long(Int64Builder),
-    Bool(BooleanBuilder),
-    Double(Float64Builder),
-    Dec(Decimal128Builder),
-    Instant(TimestampMicrosecondBuilder),
-    Date(Date32Builder),
-}
-
-impl Cells {
-    fn new(ty: ColType) -> Result<Cells> {
-        Ok(match ty {
-            ColType::Str => Cells::Str(StringBuilder::new()),
-            ColType::Int => Cells::Int(Int32Builder::new()),
-            ColType::Long => Cells::Long(Int64Builder::new()),
-            ColType::Bool => Cells::Bool(BooleanBuilder::new()),
-            ColType::Double => Cells::Double(Float64Builder::new()),
-            ColType::Dec8 | ColType::Dec16 => {
-                Cells::Dec(Decimal128Builder::new().with_data_type(ty.arrow()))
-            }
-            ColType::Instant => {
-                Cells::Instant(TimestampMicrosecondBuilder::new().with_data_type(instant_type()))
-            }
-            ColType::Date => Cells::Date(Date32Builder::new()),
-            ColType::Bytes => {
-                return Err(LakeError::Internal("no version table has bytes".into()));
-            }
-        })
-    }
-
-    fn finish(&mut self) -> ArrayRef {
-        match self {
-            Cells::Str(b) => Arc::new(b.finish()),
-            Cells::Int(b) => Arc::new(b.finish()),
-            Cells::Long(b) => Arc::new(b.finish()),
-            Cells::Bool(b) => Arc::new(b.finish()),
-            Cells::Double(b) => Arc::new(b.finish()),
-            Cells::Dec(b) => Arc::new(b.finish()),
-            Cells::Instant(b) => Arc::new(b.finish()),
-            Cells::Date(b) => Arc::new(b.finish()),
-        }
-    }
-}
-
-/// One cell to be appended.
-enum Cell<'a> {
-    Str(&'a str),
-    Int(i32),
-    Long(i64),
-    Bool(bool),
-    Double(Option<f64>),
-    Dec(i128),
-    Instant(Option<i64>),
-    Date(Option<i32>),
-}
+use crate::tables::{OPEN_END, Table, TableDef};
 
 /// What a record of a version table is about, beside its cells.
 #[derive(Debug, Clone, Copy)]
@@ -103,17 +41,19 @@ impl std::fmt::Debug for VersionRows {
 }
 
 impl VersionRows {
-    /// An empty builder for Silver or Gold. `def` is the table's definition
+    /// An empty builder for Silver, Gold or breaks. `def` is the table's definition
     /// (`Lakehouse::def`).
     ///
     /// # Errors
     /// `Internal` for Bronze.
     pub fn new(def: &TableDef, partition: i32) -> Result<VersionRows> {
-        let cells = def
-            .columns
-            .iter()
-            .map(|c| Cells::new(c.ty))
-            .collect::<Result<_>>()?;
+        if !def.table.versioned() {
+            return Err(LakeError::Internal(format!(
+                "{} has no versions",
+                def.table
+            )));
+        }
+        let cells = def.columns.iter().map(|c| Cells::new(c.ty)).collect();
         let windows = def
             .columns
             .iter()
@@ -142,33 +82,7 @@ impl VersionRows {
     }
 
     fn row(&mut self, cells: &[Cell<'_>]) -> Result<()> {
-        if cells.len() != self.cells.len() {
-            return Err(LakeError::Internal(format!(
-                "{} cells for the {} columns of {}",
-                cells.len(),
-                self.cells.len(),
-                self.table
-            )));
-        }
-        for (i, (column, cell)) in self.cells.iter_mut().zip(cells).enumerate() {
-            match (column, cell) {
-                (Cells::Str(b), Cell::Str(v)) => b.append_value(v),
-                (Cells::Int(b), Cell::Int(v)) => b.append_value(*v),
-                (Cells::Long(b), Cell::Long(v)) => b.append_value(*v),
-                (Cells::Bool(b), Cell::Bool(v)) => b.append_value(*v),
-                (Cells::Double(b), Cell::Double(v)) => b.append_option(*v),
-                (Cells::Dec(b), Cell::Dec(v)) => b.append_value(*v),
-                (Cells::Instant(b), Cell::Instant(v)) => b.append_option(*v),
-                (Cells::Date(b), Cell::Date(v)) => b.append_option(*v),
-                _ => {
-                    return Err(LakeError::Internal(format!(
-                        "column {i} of {} has another type",
-                        self.table
-                    )));
-                }
-            }
-        }
-        Ok(())
+        push_row(self.table, &mut self.cells, cells)
     }
 
     fn end(&mut self, sys_from: i64, prev: Option<i64>, retracted: bool, commit: i64) {
@@ -290,6 +204,46 @@ impl VersionRows {
         Ok(())
     }
 
+    /// Adds a version of a break found at `offset` of its topic. The record says neither since
+    /// when the break is known nor which version it replaces: that is the table's own.
+    ///
+    /// # Errors
+    /// `Internal` if this builder is not that of breaks.
+    pub(crate) fn push_break(&mut self, b: &Break, at: &BreakAt, offset: i64) -> Result<()> {
+        let id = uuid_text(&mut self.scratch, b.break_id);
+        let cells = [
+            Cell::Str(&id),
+            Cell::Str(b.kind.as_str()),
+            Cell::Str(b.severity.as_str()),
+            Cell::Str(&b.layer),
+            Cell::Str(&b.table),
+            Cell::Str(&b.key),
+            Cell::Str(&b.cause),
+            Cell::Text(b.source.as_deref()),
+            Cell::Text(b.symbol.as_deref()),
+            Cell::Date(b.trade_date),
+            Cell::Str(b.status.as_str()),
+            Cell::Text(b.expected.as_deref()),
+            Cell::Text(b.actual.as_deref()),
+            Cell::Str(&b.detail),
+            Cell::Str(&b.found_by),
+            Cell::Instant(Some(b.system_time)),
+            Cell::Instant(Some(at.valid_from)),
+            Cell::Instant(Some(OPEN_END)),
+            Cell::Instant(Some(at.sys_from)),
+            Cell::Instant(Some(OPEN_END)),
+            Cell::Bool(true),
+            Cell::Instant(at.prev),
+            Cell::Int(self.partition),
+            Cell::Long(offset),
+        ];
+        self.row(&cells)?;
+        self.scratch = id;
+        keys::breaks(b.break_id, &mut self.keys);
+        self.end(at.sys_from, at.prev, false, at.commit);
+        Ok(())
+    }
+
     /// The records as columns.
     ///
     /// # Errors
@@ -302,6 +256,19 @@ impl VersionRows {
             meta: self.meta,
         })
     }
+}
+
+/// Where a version of a break stands in time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BreakAt {
+    /// Since when the break is known (µs): the same for all its versions.
+    pub valid_from: i64,
+    /// System time of this version (µs).
+    pub sys_from: i64,
+    /// System time of the version it replaces.
+    pub prev: Option<i64>,
+    /// Number of the batch.
+    pub commit: i64,
 }
 
 /// Finished records of a version table.
@@ -320,16 +287,4 @@ impl Versions {
         let start = i.checked_sub(1).map_or(0, |p| self.meta[p].key_end);
         &self.keys[start..self.meta[i].key_end]
     }
-}
-
-fn uuid_text(scratch: &mut String, id: [u8; 16]) -> String {
-    let mut out = std::mem::take(scratch);
-    out.clear();
-    let mut buffer = uuid::Uuid::encode_buffer();
-    out.push_str(
-        uuid::Uuid::from_bytes(id)
-            .hyphenated()
-            .encode_lower(&mut buffer),
-    );
-    out
 }

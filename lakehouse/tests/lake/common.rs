@@ -139,6 +139,8 @@ pub fn cuts(first: i64, last: i64) -> Vec<Cut> {
             commit,
             input_end: commit * 10,
             system_time: sys_of(commit),
+            ledger_next: Some(commit * 2),
+            output_next: (commit % 3 == 0).then_some(commit * 7),
         })
         .collect()
 }

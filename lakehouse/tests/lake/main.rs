@@ -3,6 +3,7 @@
 mod common;
 mod crashes;
 mod files;
+mod quality;
 mod races;
 mod reads;
 mod rest;
