@@ -145,7 +145,10 @@ pub struct StreamThread<D: Domain, B: Broker> {
     /// Failures since the last committed transaction.
     failures: u32,
     assigned_once: bool,
-    committed_at: Micros,
+    /// When the last commit began and ended.
+    committed_at: (Micros, Micros),
+    /// The last poll filled its batch: there is more where it came from.
+    behind: bool,
     punctuated_at: Micros,
     reported_at: Micros,
     stop_by: Option<Micros>,
@@ -175,7 +178,8 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
             producer: Producer::Gone(0),
             failures: 0,
             assigned_once: false,
-            committed_at: 0,
+            committed_at: (0, 0),
+            behind: false,
             punctuated_at: 0,
             reported_at: 0,
             stop_by: None,
@@ -229,6 +233,7 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
             let timeout = self.poll_timeout();
             let limits = self.config.poll;
             self.event = self.broker.poll(&mut self.batch, limits, timeout)?;
+            self.behind = self.batch.len() >= limits.records || self.batch.bytes() >= limits.bytes;
         }
         let idle = self.batch.is_empty() && self.event.is_none();
         self.process()?;
@@ -261,7 +266,7 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
             .filter_map(|s| s.task.as_ref())
             .any(Task::has_work);
         let due = if working {
-            self.committed_at + self.config.commit_interval_us
+            self.commit_at()
         } else {
             now + 50_000
         };
@@ -315,12 +320,25 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
         Ok(())
     }
 
+    /// When the next commit is due: an interval after the last one began, so that its
+    /// length is not added to what readers wait; but half an interval is left for work.
+    /// While there is a backlog nobody waits for its newest record, and a whole interval
+    /// of work goes between two commits.
+    fn commit_at(&self) -> Micros {
+        let (began, ended) = self.committed_at;
+        let interval = self.config.commit_interval_us;
+        match self.behind {
+            true => ended + interval,
+            false => (began + interval).max(ended + interval / 2),
+        }
+    }
+
     fn commit_due(&mut self) -> bool {
         if self.producer != Producer::Ready {
             return false;
         }
         let now = self.now();
-        let interval = now - self.committed_at >= self.config.commit_interval_us;
+        let interval = now >= self.commit_at();
         let tasks = self.slots.values_mut().filter_map(Slot::running);
         let (mut bytes, mut wanted) = (0, false);
         for task in tasks {

@@ -35,7 +35,7 @@ impl<D: Domain, B: Broker> StreamThread<D, B> {
             return Ok(());
         }
         self.transact(&members)?;
-        self.committed_at = self.now();
+        self.committed_at = (now, self.now());
         self.after_commit(&members, now)?;
         self.failures = 0;
         Ok(())
