@@ -80,7 +80,7 @@ impl Lakehouse {
                 ref_name: name.to_string(),
                 reference: SnapshotReference::new(pinned.snapshot_id(), retention),
             };
-            if self.change_ref(table, &base, update).await? {
+            if self.update(table, &base, vec![update]).await? {
                 return Ok(pinned);
             }
         }
@@ -103,7 +103,7 @@ impl Lakehouse {
             let update = TableUpdate::RemoveSnapshotRef {
                 ref_name: name.to_string(),
             };
-            if self.change_ref(table, &base, update).await? {
+            if self.update(table, &base, vec![update]).await? {
                 return Ok(());
             }
         }
@@ -193,11 +193,20 @@ impl Lakehouse {
         })
     }
 
-    async fn change_ref(&self, table: Table, base: &Loaded, update: TableUpdate) -> Result<bool> {
-        let builder = (*base.metadata)
+    /// Changes of metadata without a snapshot; false if someone else changed the table first.
+    pub(crate) async fn update(
+        &self,
+        table: Table,
+        base: &Loaded,
+        updates: Vec<TableUpdate>,
+    ) -> Result<bool> {
+        let mut builder = (*base.metadata)
             .clone()
             .into_builder(Some(base.location.clone()));
-        let built = update.apply(builder)?.build()?;
+        for update in updates {
+            builder = update.apply(builder)?;
+        }
+        let built = builder.build()?;
         let proposal = Proposal {
             metadata: built.metadata,
             updates: built.changes,

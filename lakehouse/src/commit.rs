@@ -22,7 +22,7 @@ use rand::Rng;
 
 use crate::catalog::{Loaded, Swap};
 use crate::error::{LakeError, Result};
-use crate::faults::{Fault, Point};
+use crate::faults::{Fault, Plant, Point};
 use crate::index::Base;
 use crate::lake::Lakehouse;
 use crate::maintain;
@@ -168,7 +168,8 @@ impl Committer {
         let id = snapshot::fresh_id(self.base.metadata());
         let mut written: Vec<Written> = Vec::new();
         for lost in 0..MAX_TRIES {
-            if !self.still_fits(change)? {
+            let fits = self.still_fits(change)?;
+            if !fits && !self.lake.faults.planted(Plant::Rebased, self.table) {
                 self.manifests().discard(&written).await;
                 return Ok(Committed::Replan);
             }

@@ -41,6 +41,17 @@ pub struct Inputs<'a> {
     pub rule: &'a HotRule,
     /// Whether the batch can be cut into smaller commits.
     pub may_halve: bool,
+    /// What a test planted into this commit.
+    pub planted: Planted,
+}
+
+/// Defects of `close`, for tests.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Planted {
+    /// Closed rows are dropped.
+    pub lost: bool,
+    /// Rows stay open.
+    pub skipped: bool,
 }
 
 /// Changes of the hot store, to be made after the swap.
@@ -198,7 +209,7 @@ impl Composed {
             return Ok(());
         }
         for (file, rows) in settled {
-            self.rewrite_settled(io, &file, rows).await?;
+            self.rewrite_settled(io, partition, &file, rows).await?;
         }
         // Rows of the batch: open ones and those that a later record of it closed.
         let mut open = Vec::new();
@@ -211,13 +222,13 @@ impl Composed {
             }
         }
         self.opened += open.len() as u64;
-        self.close(io.def, &versions.batch, &closed)?;
+        self.close(io, partition, &versions.batch, &closed)?;
         let mut stream = hot.stream.clone();
         for row in rows {
             columns.advance(row, &mut stream);
         }
         let open = take_record_batch(&versions.batch, &UInt32Array::from(open))?;
-        let tuples = self.tuples(io, hot, &open, &hot_closed)?;
+        let tuples = self.tuples(io, partition, hot, &open, &hot_closed)?;
         let update = self.place_open(io, partition, tuples, stream, now)?;
         self.hot.insert(partition, update);
         Ok(())
@@ -266,6 +277,7 @@ impl Composed {
     fn tuples(
         &mut self,
         io: &Inputs<'_>,
+        partition: i32,
         hot: &HotPart,
         open: &RecordBatch,
         hot_closed: &BTreeMap<Arc<str>, Vec<(u32, i64)>>,
@@ -283,7 +295,7 @@ impl Composed {
                 for (row, _) in rows {
                     keep[*row as usize] = false;
                 }
-                self.close(io.def, batch, rows)?;
+                self.close(io, partition, batch, rows)?;
                 tuple.touched = true;
             }
             tuple.files.push((path.clone(), batch.clone(), keep));
@@ -377,11 +389,12 @@ impl Composed {
     async fn rewrite_settled(
         &mut self,
         io: &Inputs<'_>,
+        partition: i32,
         file: &FileMeta,
         rows: Vec<(u32, i64)>,
     ) -> Result<()> {
         let batch = io.files.read(&file.path, None).await?;
-        self.close(io.def, &batch, &rows)?;
+        self.close(io, partition, &batch, &rows)?;
         let mut keep = vec![true; batch.num_rows()];
         for (row, _) in &rows {
             keep[*row as usize] = false;
@@ -404,13 +417,26 @@ impl Composed {
     }
 
     /// Takes rows over into history, closed.
-    fn close(&mut self, def: &TableDef, batch: &RecordBatch, rows: &[(u32, i64)]) -> Result<()> {
-        if rows.is_empty() {
+    fn close(
+        &mut self,
+        io: &Inputs<'_>,
+        partition: i32,
+        batch: &RecordBatch,
+        rows: &[(u32, i64)],
+    ) -> Result<()> {
+        if rows.is_empty() || io.planted.lost {
             return Ok(());
         }
+        let def = io.def;
         self.closed += rows.len() as u64;
         let indices: UInt32Array = rows.iter().map(|(r, _)| *r).collect();
         let taken = take_record_batch(batch, &indices)?;
+        if io.planted.skipped {
+            for part in io.splitter.split(&taken, true)? {
+                self.push(Job::new(Kind::Settled(partition), part));
+            }
+            return Ok(());
+        }
         let sys_to: TimestampMicrosecondArray = rows.iter().map(|(_, t)| Some(*t)).collect();
         let mut columns: Vec<ArrayRef> = taken.columns().to_vec();
         columns[def.index("sys_to")?] = Arc::new(sys_to.with_data_type(instant_type()));

@@ -81,6 +81,10 @@ pub struct FileMeta {
     pub rows: u64,
     /// Bytes.
     pub bytes: u64,
+    /// Row groups; 1 if not known.
+    pub groups: u64,
+    /// Sequence number of the commit that wrote it.
+    pub sequence: i64,
     /// Bounds of `symbol`, if known.
     pub symbol: Option<(Box<str>, Box<str>)>,
     /// Bounds of the table's time column (µs, or days for a date), if known.
@@ -148,7 +152,7 @@ impl BoundIds {
     }
 
     /// The compact form of a data file.
-    pub fn meta(&self, spec_id: i32, file: &DataFile) -> FileMeta {
+    pub fn meta(&self, spec_id: i32, sequence: i64, file: &DataFile) -> FileMeta {
         let bounds = |id| Some((file.lower_bounds().get(&id)?, file.upper_bounds().get(&id)?));
         let text = |d: &Datum| match d.literal() {
             PrimitiveLiteral::String(s) => Some(Box::<str>::from(s.as_str())),
@@ -166,6 +170,8 @@ impl BoundIds {
             partition: file.partition().clone(),
             rows: file.record_count(),
             bytes: file.file_size_in_bytes(),
+            groups: file.split_offsets().map_or(1, |o| o.len().max(1) as u64),
+            sequence,
             symbol: bounds(self.symbol).and_then(|(lo, hi)| Some((text(lo)?, text(hi)?))),
             time: bounds(self.time).and_then(|(lo, hi)| Some((number(lo)?, number(hi)?))),
         }
@@ -398,7 +404,7 @@ fn cache_of(ids: &BoundIds, spec_id: i32, entries: Vec<LiveEntry>) -> CachedMani
     CachedManifest {
         files: entries
             .iter()
-            .map(|e| Arc::new(ids.meta(spec_id, &e.file)))
+            .map(|e| Arc::new(ids.meta(spec_id, e.sequence, &e.file)))
             .collect(),
         full: (entries.len() <= FULL_ENTRIES).then_some(entries),
     }
@@ -432,6 +438,8 @@ mod tests {
             partition: Struct::empty(),
             rows: 1,
             bytes: 1,
+            groups: 1,
+            sequence: 1,
             symbol: Some(("B".into(), "D".into())),
             time: Some((10, 20)),
         };

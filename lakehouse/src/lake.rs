@@ -51,10 +51,21 @@ pub struct Upkeep {
     pub manifests: usize,
     /// Merged data files are not merged again beyond this size (bytes).
     pub file_bytes: u64,
-    /// At most this many rows are decoded and rewritten by merging in one commit.
+    /// At most this many rows are decoded and written again by merging in one commit.
     pub merge_rows: u64,
-    /// Files of similar size that make a merge.
+    /// At most this many bytes of row groups are copied by merging in one commit.
+    pub copy_bytes: u64,
+    /// Row groups are copied as they are where a file has at least this many rows to each.
+    pub copy_rows: u64,
+    /// Files of similar size that make a merge, as long as the table has few files.
     pub fan_in: usize,
+    /// Live files a table should not exceed by much: merging grows eager towards it. A table of
+    /// many partitions is granted two files for each.
+    pub files: usize,
+    /// A partition that no commit has written for this many snapshots is merged to the end.
+    pub idle: i64,
+    /// Files of fewer rows are left uncompressed: they are merged soon.
+    pub plain_rows: usize,
     /// Files under `metadata/` and `data/` that nothing refers to are removed at start if older.
     pub orphan_age: Duration,
 }
@@ -66,8 +77,13 @@ impl Default for Upkeep {
             snapshot_age: Duration::from_secs(15 * 60),
             manifests: 50,
             file_bytes: 48 << 20,
-            merge_rows: 240_000,
+            merge_rows: 120_000,
+            copy_bytes: 64 << 20,
+            copy_rows: 1_000,
             fan_in: 8,
+            files: 120,
+            idle: 60,
+            plain_rows: 1_000,
             orphan_age: Duration::from_secs(3 * 24 * 3600),
         }
     }

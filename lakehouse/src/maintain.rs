@@ -16,9 +16,13 @@ use crate::error::Result;
 use crate::index::{FileMeta, Kind, read_manifest_list};
 use crate::lake::Upkeep;
 
-/// Up to this many rows a merged file is decoded and sorted as a whole; version tables stop there,
-/// since their files are read whole when an old row closes. Bronze goes on by joining.
+/// Up to this many rows files are decoded and sorted as a whole. Settled files stop there, since
+/// they are read whole when an old row closes; the others go on by joining.
 pub const SORT_ROWS: u64 = 120_000;
+
+/// Files that hold together no more than this are always sorted into one row group: it costs
+/// little, and row groups of a few rows would cost every reader.
+pub const SMALL_ROWS: u64 = 8_192;
 
 /// Snapshots expired in one commit at most, so that one commit after a pause stays short.
 const EXPIRE_PER_COMMIT: usize = 20;
@@ -121,87 +125,195 @@ pub async fn remove_expired(
 pub struct MergeGroup {
     /// Kind of the files and of the merged file.
     pub kind: Kind,
-    /// The files, in order of time.
+    /// The files, in order of (symbol, time).
     pub files: Vec<Arc<FileMeta>>,
 }
 
+impl MergeGroup {
+    /// Rows in all files.
+    pub fn rows(&self) -> u64 {
+        self.files.iter().map(|f| f.rows).sum()
+    }
+
+    /// Files whose row groups are copied as they are, and files that are decoded: those of few
+    /// rows per row group, or all if they hold little together.
+    pub fn copied_and_decoded(
+        &self,
+        upkeep: &Upkeep,
+    ) -> (Vec<&Arc<FileMeta>>, Vec<&Arc<FileMeta>>) {
+        if self.rows() <= SMALL_ROWS {
+            return (Vec::new(), self.files.iter().collect());
+        }
+        self.files
+            .iter()
+            .partition(|f| f.rows >= upkeep.copy_rows.saturating_mul(f.groups))
+    }
+
+    fn cost(&self, upkeep: &Upkeep) -> Cost {
+        let (copied, decoded) = self.copied_and_decoded(upkeep);
+        Cost {
+            rows: decoded.iter().map(|f| f.rows).sum(),
+            bytes: copied.iter().map(|f| f.bytes).sum(),
+        }
+    }
+}
+
+/// What a merge costs: rows decoded, bytes copied.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cost {
+    rows: u64,
+    bytes: u64,
+}
+
+/// Who merges, and on which base.
+#[derive(Debug, Clone, Copy)]
+pub struct MergeScope<'a> {
+    /// Kafka partitions this process owns.
+    pub owned: &'a BTreeSet<i32>,
+    /// Kafka partitions there are.
+    pub kafka_partitions: i32,
+    /// Files that the same commit replaces: left out.
+    pub busy: &'a BTreeSet<Arc<str>>,
+    /// Partition spec of new files; files of others are left alone.
+    pub spec_id: i32,
+    /// Sequence number of the base's current snapshot.
+    pub sequence: i64,
+}
+
+/// How eagerly files are merged.
+#[derive(Debug, Clone, Copy)]
+struct Zeal {
+    /// Files that make a merge.
+    fan_in: usize,
+    /// A file joins while it holds at most this many times the rows gathered before it.
+    ratio: u64,
+}
+
 /// Which small files to merge now: per (kind, partition tuple) files of similar size, so that
-/// each row is rewritten a logarithmic number of times. Settled files are merged by the owner of
-/// their Kafka partition; Bronze and history files mix partitions, so each tuple is given to the
-/// owner of one of the `kafka_partitions` by its text, and two instances do not merge the same
-/// files. `busy` files are left out (the same commit replaces them).
+/// each row is rewritten a logarithmic number of times; the more files the table has against
+/// `upkeep.files`, the fewer make a merge and the less similar they must be. A tuple that no
+/// commit has written for `upkeep.idle` snapshots is merged to the end, so that a day that is
+/// over keeps one or two files.
+///
+/// Settled files are merged by the owner of their Kafka partition; Bronze and history files mix
+/// partitions, so each tuple is given to the owner of one of the `kafka_partitions` by its text,
+/// and two instances do not merge the same files. One commit decodes at most `upkeep.merge_rows`
+/// and copies at most `upkeep.copy_bytes`, or makes one single merge that is larger.
 pub fn merge_groups<'a>(
     files: impl Iterator<Item = &'a Arc<FileMeta>>,
-    owned: &BTreeSet<i32>,
-    kafka_partitions: i32,
-    busy: &BTreeSet<Arc<str>>,
-    spec_id: i32,
+    scope: MergeScope<'_>,
     upkeep: &Upkeep,
 ) -> Vec<MergeGroup> {
+    let mut live = 0;
+    let mut tuples = BTreeSet::new();
     let mut groups: BTreeMap<(Kind, String), Vec<Arc<FileMeta>>> = BTreeMap::new();
     for f in files {
-        if f.spec_id != spec_id || f.bytes >= upkeep.file_bytes || busy.contains(&f.path) {
-            continue;
-        }
+        live += 1;
         // Debug text is a total order on partition tuples; they have no other.
         let tuple = format!("{:?}", f.partition);
         let mine = match f.kind {
-            Kind::Ticks | Kind::History => owned.contains(&owner(&tuple, kafka_partitions)),
-            Kind::Settled(p) => owned.contains(&p),
+            Kind::Ticks | Kind::History => {
+                scope.owned.contains(&owner(&tuple, scope.kafka_partitions))
+            }
+            Kind::Settled(p) => scope.owned.contains(&p),
             Kind::Hot(_) | Kind::Foreign => false,
         };
-        if mine {
-            groups.entry((f.kind, tuple)).or_default().push(f.clone());
+        let small = f.bytes < upkeep.file_bytes;
+        if mine && small && f.spec_id == scope.spec_id && !scope.busy.contains(&f.path) {
+            let group = groups.entry((f.kind, tuple.clone())).or_default();
+            group.push(f.clone());
         }
+        tuples.insert((f.kind, tuple));
     }
-    let mut budget = upkeep.merge_rows;
-    let mut out = Vec::new();
-    for ((kind, _), mut files) in groups {
-        files.sort_by(|a, b| (a.rows, &a.path).cmp(&(b.rows, &b.path)));
-        // A lone tiny file must not keep the larger ones from each other: try every start.
-        let run = (0..files.len())
-            .map(|start| similar(&files[start..], kind, budget, upkeep))
-            .enumerate()
-            .find(|(_, run)| run.files >= upkeep.fan_in.max(2));
-        if let Some((start, run)) = run {
-            if run.rows <= SORT_ROWS {
-                budget = budget.saturating_sub(run.rows);
-            }
-            let mut files: Vec<_> = files.drain(start..start + run.files).collect();
+    let zeal = zeal(live, tuples.len(), upkeep);
+    let mut found: Vec<MergeGroup> = groups
+        .into_iter()
+        .filter_map(|((kind, _), mut files)| {
+            let newest = files.iter().map(|f| f.sequence).max()?;
+            let zeal = if newest.saturating_add(upkeep.idle) <= scope.sequence {
+                Zeal {
+                    fan_in: 2,
+                    ratio: 64,
+                }
+            } else {
+                zeal
+            };
+            files.sort_by(|a, b| (a.rows, &a.path).cmp(&(b.rows, &b.path)));
+            // A lone tiny file must not keep the larger ones from each other: try every start.
+            let (start, n) = (0..files.len())
+                .map(|start| (start, similar(&files[start..], kind, zeal, upkeep)))
+                .find(|(_, n)| *n >= zeal.fan_in)?;
+            let mut files: Vec<_> = files.drain(start..start + n).collect();
             files.sort_by(|a, b| {
                 let key = |f: &FileMeta| (f.symbol.clone(), f.time);
                 key(a).cmp(&key(b)).then_with(|| a.path.cmp(&b.path))
             });
-            out.push(MergeGroup { kind, files });
+            Some(MergeGroup { kind, files })
+        })
+        .collect();
+    // What removes most files goes first; the sort keeps ties in order.
+    found.sort_by_key(|g| std::cmp::Reverse(g.files.len()));
+    let mut left = Cost {
+        rows: upkeep.merge_rows,
+        bytes: upkeep.copy_bytes,
+    };
+    let mut out: Vec<MergeGroup> = Vec::new();
+    for group in found {
+        let cost = group.cost(upkeep);
+        if cost.rows <= left.rows && cost.bytes <= left.bytes {
+            left.rows -= cost.rows;
+            left.bytes -= cost.bytes;
+            out.push(group);
+        } else if out.is_empty() {
+            return vec![group];
         }
     }
     out
 }
 
-struct Run {
-    files: usize,
-    rows: u64,
+fn zeal(live: usize, tuples: usize, upkeep: &Upkeep) -> Zeal {
+    // Two files a tuple are no excess, however many tuples there are.
+    let wanted = upkeep.files.max(2 * tuples);
+    let fan_in = upkeep.fan_in.max(2);
+    match live * 4 / wanted.max(1) {
+        0..2 => Zeal { fan_in, ratio: 2 },
+        2 => Zeal {
+            fan_in: fan_in.div_ceil(2).max(2),
+            ratio: 2,
+        },
+        3 => Zeal {
+            fan_in: fan_in.min(3),
+            ratio: 4,
+        },
+        _ => Zeal {
+            fan_in: 2,
+            ratio: 16,
+        },
+    }
 }
 
-/// The longest run of files of similar size, smallest first, that may be merged into one.
-fn similar(files: &[Arc<FileMeta>], kind: Kind, budget: u64, upkeep: &Upkeep) -> Run {
-    let mut run = Run { files: 0, rows: 0 };
-    let mut bytes = 0;
+/// Length of the longest run of files of similar size, smallest first, that may be merged into
+/// one.
+fn similar(files: &[Arc<FileMeta>], kind: Kind, zeal: Zeal, upkeep: &Upkeep) -> usize {
+    let (mut n, mut rows, mut bytes, mut decoded) = (0, 0u64, 0u64, 0u64);
     for f in files {
-        // A file joins while it is not much larger than what is gathered so far.
-        if run.files > 0 && f.rows > run.rows.saturating_mul(2).max(1_000) {
+        if n > 0 && f.rows > rows.saturating_mul(zeal.ratio).max(1_000) {
             break;
         }
-        let sorts = run.rows + f.rows <= SORT_ROWS.min(budget);
-        let joins = kind == Kind::Ticks && bytes + f.bytes <= upkeep.file_bytes;
-        if !sorts && !joins {
-            break;
-        }
-        run.rows += f.rows;
+        let tiny = f.rows < upkeep.copy_rows.saturating_mul(f.groups);
+        decoded += if tiny { f.rows } else { 0 };
+        rows += f.rows;
         bytes += f.bytes;
-        run.files += 1;
+        let bounded = match kind {
+            Kind::Ticks | Kind::History => bytes <= upkeep.file_bytes,
+            _ => rows <= SORT_ROWS && bytes <= upkeep.file_bytes,
+        };
+        if !bounded || decoded > SORT_ROWS {
+            break;
+        }
+        n += 1;
     }
-    run
+    n
 }
 
 /// The Kafka partition whose owner merges a tuple's shared files (FNV-1a of its text).
@@ -283,7 +395,7 @@ mod tests {
     use iceberg::spec::Struct;
     use proptest::prelude::*;
 
-    fn file(kind: Kind, name: &str, rows: u64) -> Arc<FileMeta> {
+    fn file(kind: Kind, name: &str, rows: u64, groups: u64, sequence: i64) -> Arc<FileMeta> {
         Arc::new(FileMeta {
             path: name.into(),
             kind,
@@ -291,9 +403,30 @@ mod tests {
             partition: Struct::empty(),
             rows,
             bytes: rows * 50,
+            groups,
+            sequence,
             symbol: None,
             time: None,
         })
+    }
+
+    fn groups(
+        files: &[Arc<FileMeta>],
+        owned: &[i32],
+        busy: &[&str],
+        sequence: i64,
+        upkeep: &Upkeep,
+    ) -> Vec<MergeGroup> {
+        let owned = owned.iter().copied().collect();
+        let busy = busy.iter().map(|b| Arc::from(*b)).collect();
+        let scope = MergeScope {
+            owned: &owned,
+            kafka_partitions: 1,
+            busy: &busy,
+            spec_id: 0,
+            sequence,
+        };
+        merge_groups(files.iter(), scope, upkeep)
     }
 
     #[test]
@@ -304,41 +437,109 @@ mod tests {
         };
         let mut files = vec![];
         for i in 0..3 {
-            files.push(file(Kind::Settled(1), &format!("s1-{i}"), 500));
-            files.push(file(Kind::Settled(2), &format!("s2-{i}"), 500));
-            files.push(file(Kind::Hot(1), &format!("h-{i}"), 5));
+            files.push(file(Kind::Settled(1), &format!("s1-{i}"), 500, 1, 9));
+            files.push(file(Kind::Settled(2), &format!("s2-{i}"), 500, 1, 9));
+            files.push(file(Kind::Hot(1), &format!("h-{i}"), 5, 1, 9));
         }
-        files.push(file(Kind::Settled(1), "big", 100_000));
-        let owned = BTreeSet::from([1]);
-        let groups = merge_groups(files.iter(), &owned, 1, &BTreeSet::new(), 0, &upkeep);
-        assert_eq!(groups.len(), 1);
-        assert_eq!(groups[0].kind, Kind::Settled(1));
-        assert_eq!(groups[0].files.len(), 3);
-        let busy = BTreeSet::from(["s1-0".into()]);
-        assert!(merge_groups(files.iter(), &owned, 1, &busy, 0, &upkeep).is_empty());
+        files.push(file(Kind::Settled(1), "big", 100_000, 1, 9));
+        let found = groups(&files, &[1], &[], 9, &upkeep);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].kind, Kind::Settled(1));
+        assert_eq!(found[0].files.len(), 3);
+        assert!(groups(&files, &[1], &["s1-0"], 9, &upkeep).is_empty());
+    }
+
+    #[test]
+    fn an_idle_tuple_is_merged_to_the_end() {
+        let upkeep = Upkeep::default();
+        let files: Vec<_> = [20, 900, 40_000]
+            .into_iter()
+            .zip(["a", "b", "c"])
+            .map(|(rows, name)| file(Kind::Ticks, name, rows, 1, 5))
+            .collect();
+        assert!(groups(&files, &[0], &[], 5 + upkeep.idle - 1, &upkeep).is_empty());
+        let found = groups(&files, &[0], &[], 5 + upkeep.idle, &upkeep);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].files.len(), 3);
+        // The tiny ones are decoded, the large one is copied.
+        let (copied, decoded) = found[0].copied_and_decoded(&upkeep);
+        assert_eq!((copied.len(), decoded.len()), (1, 2));
+    }
+
+    #[test]
+    fn the_work_of_a_commit_is_bounded() {
+        let upkeep = Upkeep {
+            fan_in: 2,
+            merge_rows: 10_000,
+            copy_bytes: 1_000_000,
+            ..Upkeep::default()
+        };
+        let mut files = vec![];
+        for p in 0..50 {
+            for i in 0..4 {
+                files.push(file(Kind::Settled(p), &format!("s{p}-{i}"), 500, 1, 9));
+                files.push(file(
+                    Kind::Settled(p + 50),
+                    &format!("l{p}-{i}"),
+                    5_000,
+                    1,
+                    9,
+                ));
+            }
+        }
+        let owned: Vec<i32> = (0..100).collect();
+        let found = groups(&files, &owned, &[], 9, &upkeep);
+        let cost = |g: &MergeGroup| g.cost(&upkeep);
+        assert_eq!(found.iter().map(|g| cost(g).rows).sum::<u64>(), 10_000);
+        assert_eq!(found.iter().map(|g| cost(g).bytes).sum::<u64>(), 1_000_000);
+        // What is larger than the bound is merged alone rather than never.
+        let small = Upkeep {
+            merge_rows: 10,
+            copy_bytes: 10,
+            ..upkeep
+        };
+        assert_eq!(groups(&files, &owned, &[], 9, &small).len(), 1);
     }
 
     proptest! {
-        /// However files arrive, repeated merging leaves few of them and rewrites each row
-        /// O(log n) times.
+        /// However files arrive, repeated merging leaves few of them, rewrites each row O(log n)
+        /// times, and decodes it less often than that.
         #[test]
         fn merging_converges(sizes in prop::collection::vec(1u64..5_000, 1..300)) {
-            let upkeep = Upkeep { fan_in: 4, merge_rows: u64::MAX, ..Upkeep::default() };
+            let upkeep = Upkeep { fan_in: 4, ..Upkeep::default() };
             let mut files: Vec<Arc<FileMeta>> = vec![];
-            let (mut written, mut total) = (0u64, 0u64);
-            for (i, n) in sizes.iter().enumerate() {
-                files.push(file(Kind::Ticks, &format!("f{i}"), *n));
-                total += n;
-                for g in merge_groups(files.iter(), &BTreeSet::from([0]), 1, &BTreeSet::new(), 0, &upkeep) {
-                    let sum: u64 = g.files.iter().map(|f| f.rows).sum();
-                    written += sum;
+            let (mut written, mut decoded, mut total) = (0u64, 0u64, 0u64);
+            let mut step = |files: &mut Vec<Arc<FileMeta>>, name: &str, sequence: i64| {
+                let found = groups(files, &[0], &[], sequence, &upkeep);
+                for g in &found {
+                    let (copied, tiny) = g.copied_and_decoded(&upkeep);
+                    decoded += tiny.iter().map(|f| f.rows).sum::<u64>();
+                    written += g.rows();
+                    let row_groups = copied.iter().map(|f| f.groups).sum::<u64>()
+                        + u64::from(!tiny.is_empty());
                     files.retain(|f| !g.files.contains(f));
-                    files.push(file(Kind::Ticks, &format!("m{i}"), sum));
+                    files.push(file(Kind::Ticks, name, g.rows(), row_groups, sequence));
                 }
+                !found.is_empty()
+            };
+            for (i, n) in sizes.iter().enumerate() {
+                let sequence = i as i64;
+                files.push(file(Kind::Ticks, &format!("f{i}"), *n, 1, sequence));
+                total += n;
+                step(&mut files, &format!("m{i}"), sequence);
             }
             prop_assert_eq!(files.iter().map(|f| f.rows).sum::<u64>(), total);
             prop_assert!(files.len() <= 24, "{} files left", files.len());
+            // Then nothing comes any more: the tuple ends with a file or two.
+            let mut sequence = sizes.len() as i64;
+            for i in 0..8 {
+                sequence += upkeep.idle;
+                step(&mut files, &format!("i{i}"), sequence);
+            }
+            prop_assert_eq!(files.iter().map(|f| f.rows).sum::<u64>(), total);
+            prop_assert!(files.len() <= 2, "{} files left at rest", files.len());
             prop_assert!(written <= total * 12, "{written} rows written for {total}");
+            prop_assert!(decoded <= total * 4, "{decoded} rows decoded for {total}");
         }
     }
 

@@ -17,18 +17,19 @@ use iceberg::spec::{DataFile, Operation};
 use crate::batch::{Finished, check_rows, halves, taken};
 pub use crate::batch::{Outcome, PartitionBatch, Rows, SinkBatch};
 use crate::commit::{Change, Committed, Committer};
-use crate::compose::{Composed, Inputs, Job};
+use crate::compose::{Composed, Inputs, Job, Planted};
 use crate::error::{LakeError, Result};
-use crate::faults::Point;
+use crate::faults::{Plant, Point};
 use crate::hot::HotPart;
 use crate::index::Kind;
 use crate::lake::Lakehouse;
+use crate::maintain::{MergeScope, merge_groups};
 use crate::merge;
 use crate::plan::{Offer, Step, plan};
 use crate::properties::Position;
 use crate::split::Splitter;
 use crate::tables::Table;
-use crate::writer::FileWriter;
+use crate::writer::{FileWriter, Source};
 
 /// Writer of one table.
 pub struct TableSink {
@@ -60,7 +61,7 @@ impl TableSink {
     pub async fn open(lake: &Lakehouse, table: Table) -> Result<TableSink> {
         let committer = Committer::open(lake, table).await?;
         let metadata = committer.base().metadata();
-        let files = FileWriter::new(lake.file_io(), committer.def(), metadata)?;
+        let files = FileWriter::new(lake, committer.def(), metadata)?;
         let splitter = Splitter::new(committer.def(), metadata)?;
         let positions = committer.watermarks()?.positions;
         Ok(TableSink {
@@ -125,11 +126,7 @@ impl TableSink {
         self.stale = true;
         self.committer.reload().await?;
         let metadata = self.committer.base().metadata();
-        self.files = FileWriter::new(
-            self.committer.lake().file_io(),
-            self.committer.def(),
-            metadata,
-        )?;
+        self.files = FileWriter::new(self.committer.lake(), self.committer.def(), metadata)?;
         self.splitter = Splitter::new(self.committer.def(), metadata)?;
         self.positions = self.committer.watermarks()?.positions;
         self.load_hot().await?;
@@ -244,6 +241,7 @@ impl TableSink {
                 }
                 return Ok(None);
             }
+            let fresh = composed.added.len();
             let mut merged = 0;
             // Merging is optional: not while others interfere.
             if attempt == 0 {
@@ -266,6 +264,9 @@ impl TableSink {
                 Committed::Done(done) => {
                     self.positions.extend(positions);
                     self.settle(composed.hot)?;
+                    if faults.planted(Plant::CommitTwice, self.table) {
+                        self.commit_again(&change.added[..fresh], &change).await?;
+                    }
                     return Ok(Some(Outcome {
                         snapshot: Some(done.snapshot),
                         opened: composed.opened,
@@ -341,6 +342,7 @@ impl TableSink {
             splitter: &self.splitter,
             rule: &self.committer.lake().config().hot,
             may_halve,
+            planted: self.planted(),
         };
         let mut out = Composed::default();
         let mut bronze: BTreeMap<String, (iceberg::spec::Struct, Vec<RecordBatch>)> =
@@ -389,22 +391,64 @@ impl TableSink {
         Ok(out)
     }
 
+    fn planted(&self) -> Planted {
+        let faults = &self.committer.lake().faults;
+        Planted {
+            lost: faults.planted(Plant::ClosedRowLost, self.table),
+            skipped: faults.planted(Plant::ClosingSkipped, self.table),
+        }
+    }
+
+    /// A defect for tests: the same rows once more, in files that nobody keeps track of.
+    async fn commit_again(&mut self, files: &[Arc<DataFile>], done: &Change) -> Result<()> {
+        let mut added = Vec::new();
+        for f in files {
+            let kind = match Kind::of(f.file_path()) {
+                Kind::Hot(p) => Kind::Settled(p),
+                kind => kind,
+            };
+            let dir = self.splitter.dir(f.partition());
+            let source = [Source::Path(f.file_path())];
+            let copy = self
+                .files
+                .join(kind, f.partition().clone(), &dir, &source)
+                .await?;
+            added.extend(copy.map(Arc::new));
+        }
+        let change = Change {
+            added,
+            removed: BTreeSet::new(),
+            operation: Operation::Append,
+            summary: done.summary.clone(),
+            expected: done.positions.clone(),
+            positions: done.positions.clone(),
+        };
+        self.committer.commit(&change).await?;
+        Ok(())
+    }
+
     /// Merges small files within the same commit. Returns how many were merged.
     async fn merge(&self, composed: &mut Composed) -> Result<usize> {
         let upkeep = &self.committer.lake().config().upkeep;
         let base = self.committer.base();
-        let groups = crate::maintain::merge_groups(
-            base.files(),
-            &self.assigned,
-            self.committer.lake().config().kafka_partitions,
-            &composed.removed,
-            base.metadata().default_partition_spec_id(),
-            upkeep,
-        );
+        let scope = MergeScope {
+            owned: &self.assigned,
+            kafka_partitions: self.committer.lake().config().kafka_partitions,
+            busy: &composed.removed,
+            spec_id: base.metadata().default_partition_spec_id(),
+            sequence: base.metadata().last_sequence_number(),
+        };
+        let groups = merge_groups(base.files(), scope, upkeep);
         let mut merged = 0;
         for group in groups {
-            let files: Vec<DataFile> =
-                merge::merge(&self.files, &self.splitter, self.committer.def(), &group).await?;
+            let files: Vec<DataFile> = merge::merge(
+                &self.files,
+                &self.splitter,
+                self.committer.def(),
+                &group,
+                upkeep,
+            )
+            .await?;
             composed.added.extend(files.into_iter().map(Arc::new));
             merged += group.files.len();
             composed

@@ -29,6 +29,7 @@ use parquet::schema::types::ColumnPath;
 
 use crate::error::{LakeError, Result};
 use crate::index::Kind;
+use crate::lake::Lakehouse;
 use crate::tables::{ColType, TableDef};
 
 /// Rows per row group: large enough to scan fast, small enough to prune and to keep memory low.
@@ -46,6 +47,18 @@ pub struct FileWriter {
     spec_id: i32,
     sort_order_id: i32,
     props: WriterProperties,
+    /// For files of fewer rows than `plain_rows`: uncompressed.
+    plain: WriterProperties,
+    plain_rows: usize,
+}
+
+/// A file whose row groups are copied.
+#[derive(Debug, Clone)]
+pub enum Source<'a> {
+    /// A data file.
+    Path(&'a str),
+    /// An encoded file in memory.
+    Bytes(Bytes),
 }
 
 impl FileWriter {
@@ -53,7 +66,7 @@ impl FileWriter {
     ///
     /// # Errors
     /// `SchemaDrift` if a column is missing, `Parquet` for an impossible compression level.
-    pub fn new(file_io: &FileIO, def: &TableDef, metadata: &TableMetadata) -> Result<FileWriter> {
+    pub fn new(lake: &Lakehouse, def: &TableDef, metadata: &TableMetadata) -> Result<FileWriter> {
         let schema = metadata.current_schema();
         let mut ids = HashMap::new();
         for c in &def.columns {
@@ -66,13 +79,15 @@ impl FileWriter {
             ids.insert(c.name.clone(), id);
         }
         Ok(FileWriter {
-            file_io: file_io.clone(),
+            file_io: lake.file_io().clone(),
             def: def.clone(),
             location: metadata.location().to_string(),
             ids,
             spec_id: metadata.default_partition_spec_id(),
             sort_order_id: metadata.default_sort_order_id() as i32,
             props: writer_properties(def)?,
+            plain: properties(def, Compression::UNCOMPRESSED),
+            plain_rows: lake.config().upkeep.plain_rows,
         })
     }
 
@@ -89,21 +104,12 @@ impl FileWriter {
         sorted: bool,
     ) -> Result<DataFile> {
         let path = self.new_path(kind, dir);
-        let first = batches
-            .first()
-            .ok_or_else(|| LakeError::Internal("a data file without rows".into()))?;
-        let schema = self.file_schema(first.schema_ref())?;
-        let options = ArrowWriterOptions::new()
-            .with_properties(self.props.clone())
-            .with_skip_arrow_metadata(true);
-        let mut parquet = ArrowWriter::try_new_with_options(Vec::new(), schema.clone(), options)?;
+        let mut parquet = self.encoder(batches)?;
         let mut out = None;
         let mut size = 0u64;
         let mut nans: HashMap<i32, u64> = HashMap::new();
         for batch in batches {
-            self.count_nans(batch, &mut nans);
-            let batch = batch.clone().with_schema(schema.clone())?;
-            parquet.write(&batch)?;
+            self.encode_batch(&mut parquet, batch, &mut nans)?;
             if parquet.inner().len() >= CHUNK {
                 if out.is_none() {
                     out = Some(self.file_io.new_output(&path)?.writer().await?);
@@ -133,6 +139,52 @@ impl FileWriter {
         self.data_file(path, partition, size, &metadata, nans, sorted)
     }
 
+    /// Encodes a file in memory, as `write` would.
+    ///
+    /// # Errors
+    /// `Parquet`, `Arrow`.
+    pub fn encode(&self, batches: &[RecordBatch]) -> Result<Bytes> {
+        let mut parquet = self.encoder(batches)?;
+        for batch in batches {
+            self.encode_batch(&mut parquet, batch, &mut HashMap::new())?;
+        }
+        parquet.finish()?;
+        Ok(Bytes::from(std::mem::take(parquet.inner_mut())))
+    }
+
+    fn encoder(&self, batches: &[RecordBatch]) -> Result<ArrowWriter<Vec<u8>>> {
+        let first = batches
+            .first()
+            .ok_or_else(|| LakeError::Internal("a data file without rows".into()))?;
+        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let props = if rows < self.plain_rows {
+            &self.plain
+        } else {
+            &self.props
+        };
+        let options = ArrowWriterOptions::new()
+            .with_properties(props.clone())
+            .with_skip_arrow_metadata(true);
+        let schema = self.file_schema(first.schema_ref())?;
+        Ok(ArrowWriter::try_new_with_options(
+            Vec::new(),
+            schema,
+            options,
+        )?)
+    }
+
+    fn encode_batch(
+        &self,
+        parquet: &mut ArrowWriter<Vec<u8>>,
+        batch: &RecordBatch,
+        nans: &mut HashMap<i32, u64>,
+    ) -> Result<()> {
+        self.count_nans(batch, nans);
+        let schema = self.file_schema(batch.schema_ref())?;
+        parquet.write(&batch.clone().with_schema(schema)?)?;
+        Ok(())
+    }
+
     /// A fresh path for a file.
     fn new_path(&self, kind: Kind, dir: &str) -> String {
         format!(
@@ -153,14 +205,17 @@ impl FileWriter {
         kind: Kind,
         partition: Struct,
         dir: &str,
-        paths: &[&str],
+        sources: &[Source<'_>],
     ) -> Result<Option<DataFile>> {
         let path = self.new_path(kind, dir);
         let mut parquet: Option<SerializedFileWriter<Vec<u8>>> = None;
         let mut out = self.file_io.new_output(&path)?.writer().await?;
         let mut size = 0u64;
-        for source in paths {
-            let bytes = self.file_io.new_input(source)?.read().await?;
+        for source in sources {
+            let bytes = match source {
+                Source::Path(path) => self.file_io.new_input(path)?.read().await?,
+                Source::Bytes(bytes) => bytes.clone(),
+            };
             let metadata = ArrowReaderMetadata::load(&bytes, Default::default())?;
             let schema = metadata.parquet_schema().root_schema_ptr();
             let writer = match &mut parquet {
@@ -389,8 +444,12 @@ fn retag(array: &dyn Array, tz: Option<Arc<str>>) -> arrow::array::ArrayRef {
 /// # Errors
 /// `Parquet` for an impossible compression level.
 pub fn writer_properties(def: &TableDef) -> Result<WriterProperties> {
+    Ok(properties(def, Compression::ZSTD(ZstdLevel::try_new(1)?)))
+}
+
+fn properties(def: &TableDef, compression: Compression) -> WriterProperties {
     let mut props = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+        .set_compression(compression)
         .set_max_row_group_row_count(Some(ROW_GROUP))
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_created_by("finlake".into());
@@ -413,7 +472,7 @@ pub fn writer_properties(def: &TableDef) -> Result<WriterProperties> {
             props = props.set_column_statistics_enabled(path, EnabledStatistics::Page);
         }
     }
-    Ok(props.build())
+    props.build()
 }
 
 pub(crate) fn bounds_of(ty: ColType, stats: &Statistics) -> Option<(Datum, Datum)> {

@@ -1,8 +1,10 @@
 //! The lakehouse end to end: a SQLite catalog and a warehouse in a temp dir.
 
+mod asof;
 mod common;
 mod crashes;
 mod files;
+mod planted;
 mod quality;
 mod races;
 mod reads;
