@@ -27,7 +27,7 @@ impl Default for SinkOptions {
         Self {
             commit_interval: Duration::from_secs(10),
             frontier_interval: Duration::from_secs(60),
-            max_rows: 400_000,
+            max_rows: 200_000,
         }
     }
 }

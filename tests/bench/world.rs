@@ -25,6 +25,8 @@ impl World {
     pub fn start(partitions: i32) -> Option<World> {
         let kafka = Kafka::start_with(KafkaSetup {
             heap: "1g".into(),
+            // The whole compiler: what is measured is not the start.
+            jvm: vec!["-XX:TieredStopAtLevel=4".into()],
             ..KafkaSetup::default()
         })?;
         let registry = DevKafka::start(finlake_devkafka::Config::default()).unwrap();

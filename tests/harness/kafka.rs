@@ -23,6 +23,8 @@ pub struct KafkaSetup {
     pub properties: Vec<(String, String)>,
     /// Heap of each node.
     pub heap: String,
+    /// Further arguments for the Java machine; the last of one kind counts.
+    pub jvm: Vec<String>,
 }
 
 impl Default for KafkaSetup {
@@ -31,6 +33,7 @@ impl Default for KafkaSetup {
             nodes: 1,
             properties: Vec::new(),
             heap: "256m".into(),
+            jvm: Vec::new(),
         }
     }
 }
@@ -245,6 +248,7 @@ impl Kafka {
         command
             .arg(format!("-Xmx{heap}"))
             .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .args(&self.setup.jvm)
             .arg(format!("-Dlog4j2.configurationFile={}", log4j.display()))
             .arg("-cp")
             .arg(format!("{}/*", self.libs.display()));
@@ -282,4 +286,16 @@ impl Kafka {
             (metadata.brokers().len() == self.setup.nodes).then_some(())
         });
     }
+}
+
+/// The folder of the jars of Apache Kafka's tools and client; `None`, after a loud word, where it is not available.
+pub fn kafka_tools() -> Option<PathBuf> {
+    let jars = prepared("TEST_KAFKA_TOOLS", "kafka-tools-4.1.1");
+    if jars.is_none() {
+        skip(
+            "Kafka's console tools",
+            "run ./test, or scripts/test-env.sh kafka",
+        );
+    }
+    jars
 }

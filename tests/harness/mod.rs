@@ -20,8 +20,8 @@ mod kafka;
 mod process;
 mod readers;
 
-pub use finlake::{Finlake, Ran};
-pub use kafka::{Kafka, KafkaSetup};
+pub use finlake::{Finlake, FinlakeProcess, Ran};
+pub use kafka::{Kafka, KafkaSetup, kafka_tools};
 pub use process::Process;
 pub use readers::{Read, Reader, Readers};
 
@@ -79,7 +79,8 @@ fn cache() -> Option<PathBuf> {
 }
 
 /// A Java for Kafka and Spark.
-fn java() -> PathBuf {
+/// The Java runtime, 17 or newer.
+pub fn java() -> PathBuf {
     std::env::var_os("TEST_JAVA").map_or_else(|| PathBuf::from("java"), PathBuf::from)
 }
 

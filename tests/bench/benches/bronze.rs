@@ -16,9 +16,9 @@ use crate::world::{World, size};
 
 const RATE: u64 = 10_000;
 /// Rows over all files that the limit gathers before it writes: as many as the sink.
-const GATHER: usize = 400_000;
+const GATHER: usize = 200_000;
 
-/// The bare client and the parquet crate: one file per symbol and 400,000 rows, no transaction, no table.
+/// The bare client and the parquet crate: one file per symbol and 200,000 rows, no transaction, no table.
 fn limit(world: &World, trades: u64) -> (Cost, u64) {
     let def = TableDef::new(Table::Ticks, None, &[30, 90]);
     let props = writer_properties(&def).unwrap();

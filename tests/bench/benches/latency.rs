@@ -7,6 +7,8 @@ use crate::meter::{quantile, row};
 use crate::world::{World, size};
 
 const RATE: u64 = 10_000;
+/// Seconds before the measurement: the broker's code is compiled while it runs.
+const WARM: u64 = 20;
 
 fn live(symbols: usize, commit_ms: u32, target: &str) {
     let Some(mut world) = World::start(4) else {
@@ -18,16 +20,15 @@ fn live(symbols: usize, commit_ms: u32, target: &str) {
     let seconds = size("BENCH_SECONDS", 60);
     let spec = Spec {
         symbols,
-        trades: RATE * (seconds + 10),
+        trades: RATE * (seconds + WARM + 5),
         density: RATE,
         linger_ms: 1,
     };
     let mut feed = Feed::new(&world.kafka, world.partitions, spec);
     let instance = world.run("a", "stream");
-    // Warm: connections, caches, first commits.
     let mut next = vec![0; world.partitions as usize];
     let partitions = feed.partitions.clone();
-    feed.pace(&world.codec, RATE, secs(5), |symbol| {
+    feed.pace(&world.codec, RATE, secs(WARM), |symbol| {
         next[partitions[symbol] as usize] += 1;
     });
     let names: Vec<String> = feed.names().to_vec();

@@ -1,0 +1,13 @@
+//! How the binary is linked; the libraries and tests are left alone, so nothing else is compiled again.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|v| v == value);
+    // Where Rust links with its own LLD.
+    if is("CARGO_CFG_TARGET_OS", "linux")
+        && is("CARGO_CFG_TARGET_ARCH", "x86_64")
+        && is("CARGO_CFG_TARGET_ENV", "gnu")
+    {
+        println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
+    }
+}
