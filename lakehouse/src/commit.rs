@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iceberg::TableIdent;
-use iceberg::spec::{DataFile, ManifestFile, MetadataLog, Operation};
+use iceberg::spec::{DataFile, ManifestFile, MetadataLog, Operation, TableMetadata};
 use rand::Rng;
 
 use crate::catalog::{Loaded, Swap};
@@ -25,7 +25,7 @@ use crate::error::{LakeError, Result};
 use crate::faults::{Fault, Plant, Point};
 use crate::index::Base;
 use crate::lake::Lakehouse;
-use crate::maintain;
+use crate::maintain::{self, Kept};
 use crate::manifests::{Manifests, Written, with_sequence};
 use crate::properties::{self, Position, Watermarks};
 use crate::snapshot::{self, NewSnapshot};
@@ -79,6 +79,7 @@ pub struct Committer {
     ident: TableIdent,
     def: TableDef,
     base: Base,
+    kept: Kept,
     /// Swaps lost and re-attached since the start.
     pub reattached: u64,
 }
@@ -102,6 +103,7 @@ impl Committer {
             ident,
             def,
             base,
+            kept: Kept::default(),
             reattached: 0,
         };
         committer.watermarks()?;
@@ -394,14 +396,18 @@ impl Committer {
             }
         }
         if !expire.is_empty()
-            && let Err(e) =
-                maintain::remove_expired(&self.lake.file_io, &before, &self.base.pinned, expire)
-                    .await
+            && let Err(e) = self.remove_expired(&before, expire).await
         {
             // The commit stands; what is left behind is found by the orphan sweep.
             tracing::warn!(table = %self.table, error = %e, "clean-up after expiry failed");
         }
         Ok(())
+    }
+
+    async fn remove_expired(&mut self, before: &TableMetadata, expire: &[i64]) -> Result<()> {
+        let io = &self.lake.file_io;
+        self.kept.follow(io, before, &self.base.pinned).await?;
+        maintain::remove_expired(io, before, &self.kept, expire).await
     }
 
     fn manifests(&self) -> Manifests<'_> {

@@ -65,6 +65,47 @@ fn lineage(metadata: &TableMetadata) -> Vec<SnapshotRef> {
     out
 }
 
+/// What pinned snapshots refer to.
+#[derive(Debug, Default)]
+pub struct Kept {
+    pinned: BTreeSet<i64>,
+    manifests: BTreeSet<String>,
+    files: BTreeSet<String>,
+}
+
+impl Kept {
+    /// Reads the manifests of the pinned snapshots; nothing is read again while the pins are the
+    /// same, since a snapshot never changes.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub async fn follow(
+        &mut self,
+        file_io: &FileIO,
+        metadata: &TableMetadata,
+        pinned: &BTreeSet<i64>,
+    ) -> Result<()> {
+        if self.pinned == *pinned {
+            return Ok(());
+        }
+        let mut kept = Kept::default();
+        for id in pinned {
+            let Some(s) = metadata.snapshot_by_id(*id) else {
+                continue;
+            };
+            for m in read_manifest_list(file_io, metadata, s).await? {
+                for e in crate::index::read_entries(file_io, &m).await? {
+                    kept.files.insert(e.file.file_path().to_string());
+                }
+                kept.manifests.insert(m.manifest_path);
+            }
+        }
+        kept.pinned = pinned.clone();
+        *self = kept;
+        Ok(())
+    }
+}
+
 /// Deletes what only the expired snapshots referred to. `before` is the metadata that still had
 /// them; they were expired by the commit that followed it.
 ///
@@ -73,24 +114,11 @@ fn lineage(metadata: &TableMetadata) -> Vec<SnapshotRef> {
 pub async fn remove_expired(
     file_io: &FileIO,
     before: &TableMetadata,
-    pinned: &BTreeSet<i64>,
+    kept: &Kept,
     expired: &[i64],
 ) -> Result<()> {
     let line = lineage(before);
     let gone: BTreeSet<i64> = expired.iter().copied().collect();
-    let mut keep_manifests = BTreeSet::new();
-    let mut keep_files = BTreeSet::new();
-    for id in pinned {
-        let Some(s) = before.snapshot_by_id(*id) else {
-            continue;
-        };
-        for m in read_manifest_list(file_io, before, s).await? {
-            for e in crate::index::read_entries(file_io, &m).await? {
-                keep_files.insert(e.file.file_path().to_string());
-            }
-            keep_manifests.insert(m.manifest_path);
-        }
-    }
     for pair in line.windows(2) {
         let [old, next] = pair else { continue };
         if !gone.contains(&old.snapshot_id()) {
@@ -104,14 +132,14 @@ pub async fn remove_expired(
             }
             let bytes = file_io.new_input(&m.manifest_path)?.read().await?;
             for e in Manifest::parse_avro(&bytes)?.entries() {
-                if e.status() == ManifestStatus::Deleted && !keep_files.contains(e.file_path()) {
+                if e.status() == ManifestStatus::Deleted && !kept.files.contains(e.file_path()) {
                     let _ = file_io.delete(e.file_path()).await;
                 }
             }
         }
         for m in read_manifest_list(file_io, before, old).await? {
             let path = m.manifest_path.as_str();
-            if !stays.contains(path) && !keep_manifests.contains(path) {
+            if !stays.contains(path) && !kept.manifests.contains(path) {
                 let _ = file_io.delete(path).await;
             }
         }
@@ -233,7 +261,7 @@ pub fn merge_groups<'a>(
             let zeal = if newest.saturating_add(upkeep.idle) <= scope.sequence {
                 Zeal {
                     fan_in: 2,
-                    ratio: 64,
+                    ratio: u64::MAX,
                 }
             } else {
                 zeal

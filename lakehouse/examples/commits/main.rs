@@ -1,9 +1,15 @@
-//! Measures commits: `cargo run -p finlake-lakehouse --example commits -- [flat|bronze] [n]`.
+//! Measures commits: `cargo run -p finlake-lakehouse --example commits -- [flat|bronze|small|day] [n]`.
 //!
 //! `flat`: time per commit over n commits of a Silver table with corrections, 10 s apart by the
 //! handed-in clock: first 100 against last 100 (target T9, at most 1.5 ×).
 //! `bronze`: 10,000 trades per commit, n commits: CPU against the parquet crate writing the same
 //! rows with the same settings (target T4, at most 1.3 ×), and peak memory.
+//! `small`: 1,000 trades per commit, n commits: what tiny files cost (`PLAIN=0` compresses them).
+//! `day`: 1,000 symbols, 4 Kafka partitions, 8 buckets, a commit each 10 s for n hours of market:
+//! live files per table (target T12, at most 200), time per commit, and a full scan of Silver
+//! against the same rows in one plain sorted file (at most 1.5 ×).
+
+mod day;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +34,9 @@ async fn main() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().collect();
     let n = |default: i64| args.get(2).and_then(|a| a.parse().ok()).unwrap_or(default);
     match args.get(1).map(String::as_str) {
-        Some("bronze") => bronze(n(60)).await,
+        Some("bronze") => bronze(n(60), 10_000).await,
+        Some("small") => bronze(n(300), 1_000).await,
+        Some("day") => day::run(n(24)).await,
         _ => flat(n(1_000)).await,
     }
 }
@@ -38,6 +46,16 @@ async fn open(dir: &std::path::Path, sync: bool) -> Result<(Lakehouse, Arc<Atomi
     config
         .storage
         .insert("finlake.storage.sync".into(), sync.to_string());
+    if let Ok(rows) = std::env::var("PLAIN") {
+        config.upkeep.plain_rows = rows.parse()?;
+    }
+    if let Ok(rows) = std::env::var("COPY") {
+        config.upkeep.copy_rows = rows.parse()?;
+    }
+    open_with(config).await
+}
+
+async fn open_with(config: LakeConfig) -> Result<(Lakehouse, Arc<AtomicI64>), Failure> {
     // Ahead of the wall clock that creation stamps.
     let clock = Arc::new(AtomicI64::new(4_000_000_000_000));
     let now = clock.clone();
@@ -181,12 +199,12 @@ async fn flat(n: i64) -> Result<(), Failure> {
     Ok(())
 }
 
-fn ticks(commit: i64) -> BronzeRows {
+fn ticks(commit: i64, n: i64) -> BronzeRows {
     let mut rows = BronzeRows::new("market.ticks", 0);
     let symbols = ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT"];
     let keys = symbols.map(|s| format!("binance:{s}"));
-    for i in 0..10_000i64 {
-        let offset = (commit - 1) * 10_000 + i;
+    for i in 0..n {
+        let offset = (commit - 1) * n + i;
         // A cheap pseudo-random walk.
         let noise = (offset.wrapping_mul(6_364_136_223_846_793_005) >> 33).rem_euclid(1_000);
         let which = (noise % 4) as usize;
@@ -195,8 +213,8 @@ fn ticks(commit: i64) -> BronzeRows {
             timestamp: T0 + offset * 100,
             key: Some(keys[which].as_bytes()),
             schema_id: Some(1),
-            commit: (commit - 1) * 10 + i / 1_000 + 1,
-            sys_from: T0 + commit * 10_000_000 + i / 1_000,
+            commit: (commit - 1) * 10 + i * 10 / n + 1,
+            sys_from: T0 + commit * 10_000_000 + i * 10 / n,
         };
         let tick = Tick {
             source: "binance",
@@ -216,16 +234,16 @@ fn ticks(commit: i64) -> BronzeRows {
     rows
 }
 
-async fn bronze(n: i64) -> Result<(), Failure> {
+async fn bronze(n: i64, per_commit: i64) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
     let (lake, clock) = open(dir.path(), std::env::var("SYNC").is_ok()).await?;
     let def = lake.def(Table::Ticks);
-    let million = |n: i64| n as f64 / 100.0;
+    let million = |n: i64| (n * per_commit) as f64 / 1e6;
 
     // The same rows in the same four files per commit, by the parquet crate alone.
     let begun = cpu();
     for commit in 1..=n {
-        let all = ticks(commit).finish(&def)?;
+        let all = ticks(commit, per_commit).finish(&def)?;
         let symbols = all.column_by_name("symbol").ok_or("symbol")?;
         for which in 0..4 {
             let wanted: arrow::array::BooleanArray = {
@@ -250,19 +268,19 @@ async fn bronze(n: i64) -> Result<(), Failure> {
     let mut merged = 0;
     for commit in 1..=n {
         clock.fetch_add(1_000, Ordering::SeqCst);
-        let rows = ticks(commit);
+        let rows = ticks(commit, per_commit);
         let system_time = T0 + commit * 10_000_000;
         let cuts = (0..10)
             .map(|i| Cut {
                 commit: (commit - 1) * 10 + i + 1,
-                input_end: (commit - 1) * 10_000 + (i + 1) * 1_000,
+                input_end: (commit - 1) * per_commit + (i + 1) * per_commit / 10,
                 system_time: system_time + i,
                 ..Cut::default()
             })
             .collect();
         let part = PartitionBatch {
             partition: 0,
-            input_start: (commit - 1) * 10_000,
+            input_start: (commit - 1) * per_commit,
             cuts,
             frontier: system_time + 9,
             rows: rows.into(),
