@@ -1,0 +1,405 @@
+//! Bronze against the ledger, against itself and against the topic.
+//!
+//! Pure. Every position of the input is a row or is accounted for as skipped; a position stands
+//! once; the task did with the rows of each commit what validation and dedup say; the ids of a
+//! feed have no gaps; and where the topic still has the records, they say the same.
+
+use std::collections::BTreeMap;
+
+use finlake_schemas::{BreakKind, LedgerEntry, topics};
+
+use crate::bisect::{self, Difference, Side};
+use crate::findings::{Finding, Findings, Layer};
+use crate::trades::{Counted, Names, SameId, Seen};
+
+/// Name of the table that findings bear.
+pub const TABLE: &str = "bronze.market_ticks";
+
+fn finding(kind: BreakKind, key: impl Into<String>, cause: impl Into<String>) -> Finding {
+    Finding::new(kind, Layer::Bronze, TABLE, key, cause)
+}
+
+fn range(partition: i32, from: i64, to: i64) -> String {
+    format!("{}/{partition}:{from}..{to}", topics::TICKS)
+}
+
+/// Offsets that stand more than once.
+pub fn doubled(partition: i32, offsets: &[i64], out: &mut Findings) {
+    for (from, to) in bisect::ranges(offsets.iter().copied(), 0) {
+        out.push(
+            finding(BreakKind::Duplicate, range(partition, from, to), "offset")
+                .expected("one row per input offset")
+                .actual(format!("{} offsets stand twice", to - from))
+                .detail(
+                    "a commit was applied twice, or rows were copied; Silver is not harmed, since \
+                     dedup works on the topic. Rebuild the table, or delete the copies",
+                ),
+        );
+    }
+}
+
+/// Ids with two contents.
+pub fn two_contents(partition: i32, ids: &[SameId], names: &Names, out: &mut Findings) {
+    for same in ids {
+        let (source, symbol) = names.get(same.symbol);
+        let key = format!("{source}:{symbol}:{}", same.id);
+        out.push(
+            finding(
+                BreakKind::Duplicate,
+                key,
+                format!("contents:{}", same.other),
+            )
+            .of(source, symbol)
+            .expected(format!("as offset {}", same.first))
+            .actual(format!("offset {} says something else", same.other))
+            .detail(format!(
+                "{}/{partition}: two records bear one trade id and differ in price, quantity, \
+                     time or size; the first counts. Ask the feed which one is right",
+                topics::TICKS
+            )),
+        );
+    }
+}
+
+/// Gaps in the ids of a feed: trades that never arrived. `ignore` takes ids below which nothing
+/// is reported (the feed was not recorded then).
+pub fn gaps(
+    seen: &Seen,
+    rejected: &BTreeMap<u32, Vec<i64>>,
+    names: &Names,
+    date: Option<i32>,
+    out: &mut Findings,
+) {
+    for id in 0..names.len() {
+        let symbol = id as u32;
+        let known = rejected.get(&symbol).map_or(&[][..], Vec::as_slice);
+        for pair in seen.runs(symbol).windows(2) {
+            let mut from = pair[0].1 + 1;
+            let to = pair[1].0;
+            // A rejected record arrived: it is in Bronze and in the dead-letter topic.
+            let start = known.partition_point(|id| *id < from);
+            for id in known[start..].iter().take_while(|id| **id < to) {
+                gap(symbol, from, *id, names, date, out);
+                from = id + 1;
+            }
+            gap(symbol, from, to, names, date, out);
+        }
+    }
+}
+
+fn gap(symbol: u32, from: i64, to: i64, names: &Names, date: Option<i32>, out: &mut Findings) {
+    if from >= to {
+        return;
+    }
+    let (source, name) = names.get(symbol);
+    let key = format!("{source}:{name}:{from}..{to}");
+    let mut f = Finding::new(
+        BreakKind::Missing,
+        Layer::Feed,
+        topics::TICKS,
+        key,
+        "trade-id",
+    )
+    .of(source, name)
+    .expected(format!("{} trade ids", to - from))
+    .detail(
+        "the exchange gave out these ids and no record with them arrived: a gap of the feed, \
+             not of FinLake. Fetch the trades again (`finlake ingest file`); they count as late",
+    );
+    f.trade_date = date;
+    out.push(f);
+}
+
+/// What the ledger says of one commit's input, and what Bronze has of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    pub start: i64,
+    pub end: i64,
+    pub records: i64,
+    pub accepted: i64,
+    pub duplicates: i64,
+    pub rejected: i64,
+}
+
+impl Taken {
+    /// Of an entry; `None` if it has no such input.
+    pub fn of(entry: &LedgerEntry) -> Option<Taken> {
+        let i = entry.inputs.iter().find(|i| i.topic == topics::TICKS)?;
+        Some(Taken {
+            start: i.start,
+            end: i.end,
+            records: i.records,
+            accepted: i.accepted,
+            duplicates: i.duplicates,
+            rejected: i.rejected,
+        })
+    }
+}
+
+/// Positions that the ledger counts as records and Bronze does not have. `offsets`: runs of the
+/// offsets in the table, ends included; `rows`: rows by commit, each offset once.
+pub fn lost(
+    partition: i32,
+    ledger: &BTreeMap<i64, Taken>,
+    rows: &BTreeMap<i64, i64>,
+    offsets: &[(i64, i64)],
+    out: &mut Findings,
+) {
+    let mut holes: Vec<(i64, i64)> = Vec::new();
+    for (commit, taken) in ledger {
+        let there = rows.get(commit).copied().unwrap_or(0);
+        let missing = taken.records - there;
+        if missing < 0 {
+            out.push(
+                finding(
+                    BreakKind::Duplicate,
+                    format!("{partition}:{commit}"),
+                    "INV-13:rows",
+                )
+                .expected(format!("{} rows", taken.records))
+                .actual(format!("{there} rows"))
+                .detail("Bronze has rows of this commit that the ledger does not count"),
+            );
+        }
+        if missing <= 0 {
+            continue;
+        }
+        let mut absent = absent(offsets, taken.start, taken.end);
+        let total: i64 = absent.iter().map(|(a, b)| b - a).sum();
+        if total > missing {
+            // Some of the holes are transaction markers, one offset each: the longest are not.
+            absent.sort_by_key(|(a, b)| (std::cmp::Reverse(b - a), *a));
+            let mut left = missing;
+            absent.retain(|(a, b)| {
+                let keep = left > 0;
+                left -= b - a;
+                keep
+            });
+            absent.sort_unstable();
+        }
+        holes.extend(absent);
+    }
+    let mut merged: Vec<(i64, i64)> = Vec::new();
+    for (from, to) in holes {
+        match merged.last_mut() {
+            Some(last) if last.1 >= from => last.1 = last.1.max(to),
+            _ => merged.push((from, to)),
+        }
+    }
+    for (from, to) in merged {
+        out.push(
+            finding(BreakKind::Missing, range(partition, from, to), "position")
+                .expected(format!("up to {} rows", to - from))
+                .actual("none")
+                .detail(
+                    "the ledger counts records at these offsets and Bronze has no row of them; \
+                     Silver is right if `reconcile --layer silver` finds nothing else. Rebuild \
+                     the table from the topic while it is retained",
+                ),
+        );
+    }
+}
+
+/// What of `[start, end)` no run covers, half-open.
+fn absent(runs: &[(i64, i64)], start: i64, end: i64) -> Vec<(i64, i64)> {
+    let mut out = Vec::new();
+    let mut at = start;
+    let first = runs.partition_point(|r| r.1 < start);
+    for (from, to) in &runs[first..] {
+        if *from >= end {
+            break;
+        }
+        if *from > at {
+            out.push((at, *from));
+        }
+        at = at.max(to + 1);
+    }
+    if at < end {
+        out.push((at, end));
+    }
+    out
+}
+
+/// What the task did with each commit's rows against what validation and dedup of Bronze give.
+pub fn outcomes(
+    partition: i32,
+    ledger: &BTreeMap<i64, Taken>,
+    counted: &BTreeMap<i64, Counted>,
+    out: &mut Findings,
+) {
+    for (commit, taken) in ledger {
+        let Some(c) = counted.get(commit) else {
+            continue;
+        };
+        if c.records != taken.records {
+            continue; // found as lost or doubled
+        }
+        let (e, a) = (
+            (c.accepted, c.duplicates, c.rejected),
+            (taken.accepted, taken.duplicates, taken.rejected),
+        );
+        if e == a {
+            continue;
+        }
+        let kind = if a.0 > e.0 {
+            BreakKind::Duplicate
+        } else {
+            BreakKind::Missing
+        };
+        let show = |(a, d, r)| format!("accepted {a}, duplicates {d}, rejected {r}");
+        out.push(
+            finding(kind, format!("{partition}:{commit}"), "accepted")
+                .expected(show(e))
+                .actual(show(a))
+                .detail(match kind {
+                    BreakKind::Duplicate => {
+                        "a trade was accepted twice: the dedup state was lost or ran behind; the \
+                         bars of its minute hold it twice. `finlake replay` over the range"
+                    }
+                    _ => {
+                        "valid new trades were not accepted: the dedup state ran ahead of Kafka; \
+                         they are missing from their bars. `finlake replay` over the range"
+                    }
+                }),
+        );
+    }
+}
+
+/// The rows of Bronze against the records of the topic, by offset and content hash.
+pub fn topic(partition: i32, expected: &Side, actual: &Side, out: &mut Findings) {
+    let (differences, _) = bisect::differences(expected, actual, 10_000);
+    let keys = |what: fn(&Difference) -> bool| {
+        let keys = differences.iter().filter(|d| what(d)).map(|d| d.key());
+        bisect::ranges(keys, 0)
+    };
+    for (from, to) in keys(|d| matches!(d, Difference::Missing(_))) {
+        out.push(
+            finding(BreakKind::Missing, range(partition, from, to), "position")
+                .expected(format!("{} rows", to - from))
+                .actual("none")
+                .detail("the topic has these records and Bronze does not; rebuild the table"),
+        );
+    }
+    for (from, to) in keys(|d| matches!(d, Difference::Doubled(_))) {
+        doubled(partition, &(from..to).collect::<Vec<_>>(), out);
+    }
+    for (from, to) in keys(|d| matches!(d, Difference::Extra(_))) {
+        out.push(
+            finding(BreakKind::Duplicate, range(partition, from, to), "invented")
+                .expected("no record at these offsets")
+                .actual(format!("{} rows", to - from))
+                .detail("Bronze has rows for offsets at which the topic has no record"),
+        );
+    }
+    for (from, to) in keys(|d| matches!(d, Difference::Differs(_))) {
+        out.push(
+            finding(BreakKind::ValueDrift, range(partition, from, to), "content")
+                .expected("what the topic says")
+                .detail(
+                    "Bronze does not say what the record in the topic says; `finlake query` shows \
+                     the rows, rebuild the table",
+                ),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(out: &Findings) -> Vec<(BreakKind, &str, &str)> {
+        out.list()
+            .iter()
+            .map(|f| (f.kind, f.key.as_str(), f.cause.as_str()))
+            .collect()
+    }
+
+    fn taken(start: i64, end: i64, skipped: i64) -> Taken {
+        let records = end - start - skipped;
+        Taken {
+            start,
+            end,
+            records,
+            accepted: records,
+            duplicates: 0,
+            rejected: 0,
+        }
+    }
+
+    #[test]
+    fn lost_offsets_are_told_from_markers() {
+        let ledger = BTreeMap::from([
+            (1, taken(0, 11, 1)),
+            (2, taken(11, 22, 1)),
+            (3, taken(22, 30, 0)),
+        ]);
+        let mut out = Findings::default();
+        let rows = BTreeMap::from([(1, 10), (2, 10), (3, 8)]);
+        lost(0, &ledger, &rows, &[(0, 9), (11, 20), (22, 29)], &mut out);
+        assert!(out.is_empty());
+        // 7..=9 of commit 1 and 11..=14 of commit 2 are gone; 10 and 21 are markers.
+        let rows = BTreeMap::from([(1, 7), (2, 6), (3, 8)]);
+        lost(0, &ledger, &rows, &[(0, 6), (15, 20), (22, 29)], &mut out);
+        assert_eq!(
+            keys(&out),
+            [(BreakKind::Missing, "market.ticks/0:7..15", "position")]
+        );
+        let mut out = Findings::default();
+        lost(
+            0,
+            &ledger,
+            &BTreeMap::from([(1, 10), (2, 10), (3, 9)]),
+            &[(0, 9), (11, 20), (22, 29)],
+            &mut out,
+        );
+        assert_eq!(keys(&out), [(BreakKind::Duplicate, "0:3", "INV-13:rows")]);
+    }
+
+    #[test]
+    fn outcomes_name_what_dedup_did_wrong() {
+        let ledger = BTreeMap::from([(1, taken(0, 10, 0)), (2, taken(10, 20, 0))]);
+        let c = |accepted, duplicates| Counted {
+            records: 10,
+            accepted,
+            duplicates,
+            rejected: 0,
+        };
+        let mut out = Findings::default();
+        outcomes(
+            0,
+            &ledger,
+            &BTreeMap::from([(1, c(10, 0)), (2, c(10, 0))]),
+            &mut out,
+        );
+        assert!(out.is_empty());
+        outcomes(
+            0,
+            &ledger,
+            &BTreeMap::from([(1, c(9, 1)), (2, c(10, 0))]),
+            &mut out,
+        );
+        assert_eq!(keys(&out), [(BreakKind::Duplicate, "0:1", "accepted")]);
+    }
+
+    #[test]
+    fn the_topic_decides() {
+        let records: Vec<(i64, u128)> = (0..50).map(|k| (k, k as u128 * 77 + 1)).collect();
+        let mut rows = records.clone();
+        rows.retain(|(k, _)| !(10..13).contains(k));
+        rows[0].1 += 1;
+        let copy = rows[30];
+        rows.push(copy);
+        rows.push((99, 1));
+        let mut out = Findings::default();
+        topic(2, &Side::new(records), &Side::new(rows), &mut out);
+        assert_eq!(
+            keys(&out),
+            [
+                (BreakKind::Missing, "market.ticks/2:10..13", "position"),
+                (BreakKind::Duplicate, "market.ticks/2:33..34", "offset"),
+                (BreakKind::Duplicate, "market.ticks/2:99..100", "invented"),
+                (BreakKind::ValueDrift, "market.ticks/2:0..1", "content"),
+            ]
+        );
+    }
+}

@@ -1,0 +1,423 @@
+//! What a check finds: one wrong thing, named so that it gets the same name whenever it is found.
+//!
+//! Pure. The id of a break is a function of kind, layer, table, key and cause alone, so a second
+//! run (or the audit beside a run) never opens it twice. Data flows: checks → [`Findings`] → the
+//! command's output and `quality.breaks`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use finlake_schemas::{Break, BreakKind, BreakStatus, Severity, keys};
+
+/// Beyond this relative difference a drift is material: 0.01 %.
+pub const MATERIAL: f64 = 1e-4;
+
+/// Where something is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Layer {
+    /// What the exchange sent, or did not.
+    Feed,
+    Ledger,
+    Bronze,
+    Silver,
+    Gold,
+}
+
+impl Layer {
+    /// As breaks spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Layer::Feed => "feed",
+            Layer::Ledger => "ledger",
+            Layer::Bronze => "bronze",
+            Layer::Silver => "silver",
+            Layer::Gold => "gold",
+        }
+    }
+}
+
+/// One wrong thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub kind: BreakKind,
+    pub severity: Severity,
+    pub layer: Layer,
+    /// Full name of the table, or of the topic where no table is concerned.
+    pub table: String,
+    /// Natural key, offset range, id range or column.
+    pub key: String,
+    /// What makes two findings of one key two.
+    pub cause: String,
+    pub source: Option<String>,
+    pub symbol: Option<String>,
+    /// Days since 1970.
+    pub trade_date: Option<i32>,
+    pub expected: Option<String>,
+    pub actual: Option<String>,
+    /// What it means and what to do next.
+    pub detail: String,
+}
+
+impl Finding {
+    /// A finding with the parts that make its id; the rest is filled in by the builder methods.
+    pub fn new(
+        kind: BreakKind,
+        layer: Layer,
+        table: impl Into<String>,
+        key: impl Into<String>,
+        cause: impl Into<String>,
+    ) -> Finding {
+        Finding {
+            kind,
+            severity: Severity::Material,
+            layer,
+            table: table.into(),
+            key: key.into(),
+            cause: cause.into(),
+            source: None,
+            symbol: None,
+            trade_date: None,
+            expected: None,
+            actual: None,
+            detail: String::new(),
+        }
+    }
+
+    /// Names the instrument.
+    #[must_use]
+    pub fn of(mut self, source: &str, symbol: &str) -> Finding {
+        self.source = Some(source.to_owned());
+        self.symbol = Some(symbol.to_owned());
+        self
+    }
+
+    /// Names the date, days since 1970.
+    #[must_use]
+    pub fn on(mut self, date: i32) -> Finding {
+        self.trade_date = Some(date);
+        self
+    }
+
+    /// What should be there.
+    #[must_use]
+    pub fn expected(mut self, text: impl Into<String>) -> Finding {
+        self.expected = Some(text.into());
+        self
+    }
+
+    /// What is there.
+    #[must_use]
+    pub fn actual(mut self, text: impl Into<String>) -> Finding {
+        self.actual = Some(text.into());
+        self
+    }
+
+    /// How bad it is.
+    #[must_use]
+    pub fn severity(mut self, severity: Severity) -> Finding {
+        self.severity = severity;
+        self
+    }
+
+    /// What it means and what to do next.
+    #[must_use]
+    pub fn detail(mut self, text: impl Into<String>) -> Finding {
+        self.detail = text.into();
+        self
+    }
+
+    /// The break's id.
+    pub fn id(&self) -> [u8; 16] {
+        keys::break_id(
+            self.kind,
+            self.layer.as_str(),
+            &self.table,
+            &self.key,
+            &self.cause,
+        )
+    }
+
+    /// The record that opens this break. `system_time` in µs.
+    pub fn to_break(&self, found_by: &str, system_time: i64) -> Break {
+        Break {
+            break_id: self.id(),
+            kind: self.kind,
+            severity: self.severity,
+            layer: self.layer.as_str().to_owned(),
+            table: self.table.clone(),
+            key: self.key.clone(),
+            cause: self.cause.clone(),
+            source: self.source.clone(),
+            symbol: self.symbol.clone(),
+            trade_date: self.trade_date,
+            status: BreakStatus::Opened,
+            expected: self.expected.clone(),
+            actual: self.actual.clone(),
+            detail: self.detail.clone(),
+            found_by: found_by.to_owned(),
+            system_time,
+        }
+    }
+}
+
+/// Findings in the order in which they were made, each once, and no more than a person can use:
+/// beyond the limit they are only counted.
+#[derive(Debug, Clone)]
+pub struct Findings {
+    list: Vec<Finding>,
+    known: BTreeSet<[u8; 16]>,
+    counts: BTreeMap<(BreakKind, Severity), u64>,
+    limit: usize,
+}
+
+impl Default for Findings {
+    fn default() -> Findings {
+        Findings::limited(10_000)
+    }
+}
+
+impl Findings {
+    /// Keeps at most `limit` findings.
+    pub fn limited(limit: usize) -> Findings {
+        Findings {
+            list: Vec::new(),
+            known: BTreeSet::new(),
+            counts: BTreeMap::new(),
+            limit,
+        }
+    }
+
+    /// Adds one; the same thing found again is not counted again.
+    pub fn push(&mut self, finding: Finding) {
+        let listed = self.list.len() < self.limit;
+        if listed && !self.known.insert(finding.id()) {
+            return;
+        }
+        *self
+            .counts
+            .entry((finding.kind, finding.severity))
+            .or_default() += 1;
+        if listed {
+            self.list.push(finding);
+        }
+    }
+
+    /// Those kept.
+    pub fn list(&self) -> &[Finding] {
+        &self.list
+    }
+
+    /// How many there are of each kind and severity.
+    pub fn counts(&self) -> &BTreeMap<(BreakKind, Severity), u64> {
+        &self.counts
+    }
+
+    /// All of them, those beyond the limit too.
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
+
+    /// Nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
+    /// Whether some were only counted.
+    pub fn is_cut(&self) -> bool {
+        self.total() > self.list.len() as u64
+    }
+
+    /// Takes over another list.
+    pub fn absorb(&mut self, other: Findings) {
+        let kept = other.list.len() as u64;
+        let mut uncounted: BTreeMap<(BreakKind, Severity), u64> = other.counts;
+        debug_assert!(uncounted.values().sum::<u64>() >= kept);
+        for finding in other.list {
+            if let Some(n) = uncounted.get_mut(&(finding.kind, finding.severity)) {
+                *n -= 1;
+            }
+            self.push(finding);
+        }
+        for (what, n) in uncounted {
+            if n > 0 {
+                *self.counts.entry(what).or_default() += n;
+            }
+        }
+    }
+}
+
+/// What changes between two runs over one scope: breaks to open, and breaks to resolve.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Not known before, or known as resolved.
+    pub open: Vec<Break>,
+    /// Known as open or explained, in the scope of the run, and no longer found.
+    pub resolve: Vec<Break>,
+    /// Found, and known already.
+    pub known: usize,
+}
+
+/// What a run has looked at: only there can a break that is no longer found be called resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scope {
+    /// Layers checked.
+    pub layers: BTreeSet<String>,
+    /// Only this date (days since 1970); a break without a date is then out of scope.
+    pub date: Option<i32>,
+    /// Only this symbol; a break without a symbol is then out of scope.
+    pub symbol: Option<String>,
+    /// Causes that were not looked at this time (a source was not reachable).
+    pub unchecked: BTreeSet<String>,
+}
+
+impl Scope {
+    /// Whether a break would have been found again.
+    pub fn covers(&self, known: &Break) -> bool {
+        let date = self.date.is_none_or(|d| known.trade_date == Some(d));
+        let symbol = self
+            .symbol
+            .as_ref()
+            .is_none_or(|s| known.symbol.as_ref() == Some(s));
+        let cause = known.cause.split(':').next().unwrap_or_default();
+        self.layers.contains(&known.layer) && date && symbol && !self.unchecked.contains(cause)
+    }
+}
+
+/// Compares what a run found with the newest version of every known break. `now` in µs; a new
+/// version is always later than the one it follows.
+pub fn changes(
+    found: &Findings,
+    known: &BTreeMap<[u8; 16], Break>,
+    scope: &Scope,
+    found_by: &str,
+    now: i64,
+) -> Changes {
+    let mut out = Changes::default();
+    let mut seen = BTreeSet::new();
+    for finding in found.list() {
+        let id = finding.id();
+        seen.insert(id);
+        match known.get(&id) {
+            Some(b) if b.status != BreakStatus::Resolved => out.known += 1,
+            before => {
+                let later = before.map_or(now, |b| now.max(b.system_time + 1));
+                out.open.push(finding.to_break(found_by, later));
+            }
+        }
+    }
+    // A cut list proves nothing about what it does not name.
+    if found.is_cut() {
+        return out;
+    }
+    for (id, b) in known {
+        if b.status != BreakStatus::Resolved
+            && !seen.contains(id)
+            && b.found_by == found_by
+            && scope.covers(b)
+        {
+            let mut resolved = b.clone();
+            resolved.status = BreakStatus::Resolved;
+            resolved.system_time = now.max(b.system_time + 1);
+            resolved.detail = format!("{}; a later run no longer finds it", b.detail);
+            out.resolve.push(resolved);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(key: &str) -> Finding {
+        Finding::new(BreakKind::Missing, Layer::Silver, "silver.x", key, "row")
+            .of("binance", "BTCUSDT")
+            .on(7)
+    }
+
+    fn scope() -> Scope {
+        Scope {
+            layers: BTreeSet::from(["silver".to_owned()]),
+            ..Scope::default()
+        }
+    }
+
+    #[test]
+    fn one_cause_is_one_break() {
+        let mut all = Findings::default();
+        all.push(finding("a"));
+        all.push(finding("a").actual("other text"));
+        all.push(finding("b"));
+        assert_eq!((all.list().len(), all.total()), (2, 2));
+        assert_eq!(finding("a").id(), finding("a").detail("x").id());
+        assert_ne!(finding("a").id(), finding("b").id());
+    }
+
+    #[test]
+    fn beyond_the_limit_findings_are_counted() {
+        let mut some = Findings::limited(2);
+        for n in 0..5 {
+            some.push(finding(&n.to_string()));
+        }
+        assert_eq!((some.list().len(), some.total()), (2, 5));
+        assert!(some.is_cut());
+        let mut all = Findings::default();
+        all.push(finding("0"));
+        all.absorb(some);
+        assert_eq!((all.list().len(), all.total()), (2, 5));
+    }
+
+    #[test]
+    fn a_break_is_opened_once_resolved_once_and_may_come_back() {
+        let mut found = Findings::default();
+        found.push(finding("a"));
+        let first = changes(&found, &BTreeMap::new(), &scope(), "reconcile", 100);
+        assert_eq!(first.open.len(), 1);
+        let mut known: BTreeMap<_, _> =
+            first.open.iter().map(|b| (b.break_id, b.clone())).collect();
+        let again = changes(&found, &known, &scope(), "reconcile", 200);
+        assert_eq!((again.open.len(), again.known), (0, 1));
+
+        let nothing = Findings::default();
+        let gone = changes(&nothing, &known, &scope(), "reconcile", 50);
+        assert_eq!(gone.resolve.len(), 1);
+        assert_eq!(
+            gone.resolve[0].system_time, 101,
+            "later than the version before"
+        );
+        known.insert(gone.resolve[0].break_id, gone.resolve[0].clone());
+        assert_eq!(
+            changes(&nothing, &known, &scope(), "reconcile", 300),
+            Changes::default()
+        );
+        let back = changes(&found, &known, &scope(), "reconcile", 10);
+        assert_eq!(back.open[0].system_time, 102);
+    }
+
+    #[test]
+    fn only_what_was_looked_at_is_resolved() {
+        let mut found = Findings::default();
+        found.push(finding("a"));
+        let known: BTreeMap<_, _> = found
+            .list()
+            .iter()
+            .map(|f| (f.id(), f.to_break("reconcile", 1)))
+            .collect();
+        let nothing = Findings::default();
+        let resolves = |scope: Scope, by: &str| changes(&nothing, &known, &scope, by, 9).resolve;
+        let other = |change: fn(&mut Scope)| {
+            let mut s = scope();
+            change(&mut s);
+            s
+        };
+        assert_eq!(resolves(scope(), "reconcile").len(), 1);
+        assert_eq!(resolves(scope(), "audit").len(), 0);
+        assert_eq!(resolves(other(|s| s.date = Some(8)), "reconcile").len(), 0);
+        assert_eq!(resolves(other(|s| s.date = Some(7)), "reconcile").len(), 1);
+        let symbol = other(|s| s.symbol = Some("ETHUSDT".into()));
+        assert_eq!(resolves(symbol, "reconcile").len(), 0);
+        let gold = other(|s| s.layers = BTreeSet::from(["gold".to_owned()]));
+        assert_eq!(resolves(gold, "reconcile").len(), 0);
+        let unread = other(|s| s.unchecked = BTreeSet::from(["row".to_owned()]));
+        assert_eq!(resolves(unread, "reconcile").len(), 0);
+    }
+}

@@ -1,0 +1,442 @@
+//! Validators: what must hold of good data whatever computed it, as rules with thresholds.
+//!
+//! Pure. A rule is written `name<=threshold` or `name:argument<=threshold`; the threshold is the
+//! greatest value that is still fine. Results are measured values; one beyond its threshold is a
+//! finding. Completeness: `id_gaps` (missing trade ids per million), `missing_bars:INTERVAL` (share of
+//! intervals without a bar between an instrument's first and last), `null_rate:COLUMN`.
+//! Consistency: `ohlc_order` (bars with low > open, close or high), `volume_sum:INTERVAL` (bars
+//! whose volume is not the sum of the shortest ones in them), `current_unique` (keys with two
+//! current rows). Accuracy: `klines:FIELD` (largest relative difference to the exchange's own
+//! closed bars, where they are present).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use finlake_schemas::{BreakKind, Severity, Stage};
+
+use crate::findings::{Finding, Findings, Layer};
+use crate::silver::{self, BarRow, bar_name, decimal, relative};
+use crate::trades::{BarKey, Names, Rules as Market};
+
+/// What a rule measures.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Measure {
+    IdGaps,
+    MissingBars(String),
+    NullRate(String),
+    OhlcOrder,
+    VolumeSum(String),
+    CurrentUnique,
+    Klines(String),
+}
+
+/// A measure and the greatest value that is still fine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    pub measure: Measure,
+    pub limit: f64,
+}
+
+/// Not a rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a rule: write name<=limit, such as id_gaps<=0, missing_bars:1d<=0.05, \
+     null_rate:buyer_maker<=0.5, ohlc_order<=0, volume_sum:1h<=0, current_unique<=0, klines:close<=0.0001"
+)]
+pub struct BadRule(String);
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Measure::IdGaps => f.write_str("id_gaps"),
+            Measure::MissingBars(i) => write!(f, "missing_bars:{i}"),
+            Measure::NullRate(c) => write!(f, "null_rate:{c}"),
+            Measure::OhlcOrder => f.write_str("ohlc_order"),
+            Measure::VolumeSum(i) => write!(f, "volume_sum:{i}"),
+            Measure::CurrentUnique => f.write_str("current_unique"),
+            Measure::Klines(c) => write!(f, "klines:{c}"),
+        }
+    }
+}
+
+impl FromStr for Rule {
+    type Err = BadRule;
+
+    fn from_str(text: &str) -> Result<Rule, BadRule> {
+        let bad = || BadRule(text.to_owned());
+        let (what, limit) = text.split_once("<=").ok_or_else(bad)?;
+        let limit: f64 = limit.trim().parse().map_err(|_| bad())?;
+        if !limit.is_finite() || limit < 0.0 {
+            return Err(bad());
+        }
+        let (name, argument) = match what.trim().split_once(':') {
+            Some((name, argument)) if !argument.is_empty() => (name, Some(argument.to_owned())),
+            Some(_) => return Err(bad()),
+            None => (what.trim(), None),
+        };
+        let measure = match (name, argument) {
+            ("id_gaps", None) => Measure::IdGaps,
+            ("ohlc_order", None) => Measure::OhlcOrder,
+            ("current_unique", None) => Measure::CurrentUnique,
+            ("missing_bars", Some(i)) => Measure::MissingBars(i),
+            ("null_rate", Some(c)) => Measure::NullRate(c),
+            ("volume_sum", Some(i)) => Measure::VolumeSum(i),
+            ("klines", Some(c)) => Measure::Klines(c),
+            _ => return Err(bad()),
+        };
+        Ok(Rule { measure, limit })
+    }
+}
+
+/// The rules in effect where none are configured: what may never be wrong.
+pub const DEFAULT: &str = "id_gaps<=0, ohlc_order<=0, volume_sum:1h<=0, current_unique<=0";
+
+/// Reads a list, separated by commas.
+///
+/// # Errors
+/// The first that is not a rule.
+pub fn parse(text: &str) -> Result<Vec<Rule>, BadRule> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|t| !t.is_empty())
+        .map(str::parse)
+        .collect()
+}
+
+/// A measured value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    pub rule: Rule,
+    pub value: f64,
+}
+
+impl Measured {
+    /// Beyond the limit.
+    pub fn is_broken(&self) -> bool {
+        self.value > self.rule.limit
+    }
+}
+
+/// Sums of a measure over slices: what went wrong, and of how many.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    sums: BTreeMap<Measure, (f64, f64)>,
+    greatest: BTreeMap<Measure, f64>,
+}
+
+impl Tally {
+    /// `wrong` of `all`.
+    pub fn add(&mut self, measure: Measure, wrong: f64, all: f64) {
+        let sum = self.sums.entry(measure).or_default();
+        sum.0 += wrong;
+        sum.1 += all;
+    }
+
+    /// A value of which only the greatest counts.
+    pub fn greatest(&mut self, measure: Measure, value: f64) {
+        let g = self.greatest.entry(measure).or_default();
+        *g = g.max(value);
+    }
+
+    /// Judges the rules whose measures were taken. Counts stay counts; `missing_bars` and `null_rate` are
+    /// shares, `id_gaps` is per million.
+    pub fn judge(&self, rules: &[Rule]) -> Vec<Measured> {
+        let mut out = Vec::new();
+        for rule in rules {
+            let value = match (&rule.measure, self.sums.get(&rule.measure)) {
+                (Measure::Klines(_), _) => self.greatest.get(&rule.measure).copied(),
+                (Measure::MissingBars(_) | Measure::NullRate(_), Some((wrong, all))) => {
+                    Some(if *all > 0.0 { wrong / all } else { 0.0 })
+                }
+                (Measure::IdGaps, Some((wrong, all))) => {
+                    Some(if *all > 0.0 { wrong / all * 1e6 } else { 0.0 })
+                }
+                (_, Some((wrong, _))) => Some(*wrong),
+                (_, None) => None,
+            };
+            if let Some(value) = value {
+                let rule = rule.clone();
+                out.push(Measured { rule, value });
+            }
+        }
+        out
+    }
+}
+
+/// A finding for every rule beyond its limit whose single faults have none of their own.
+pub fn broken(measured: &[Measured], date: Option<i32>, out: &mut Findings) {
+    for m in measured.iter().filter(|m| m.is_broken()) {
+        let (kind, layer, table) = match m.rule.measure {
+            // Each gap, bar and row is a finding of its own.
+            Measure::IdGaps
+            | Measure::OhlcOrder
+            | Measure::VolumeSum(_)
+            | Measure::CurrentUnique
+            | Measure::Klines(_) => continue,
+            Measure::MissingBars(_) => (BreakKind::Missing, Layer::Silver, silver::TABLE),
+            Measure::NullRate(_) => (BreakKind::Missing, Layer::Bronze, crate::bronze::TABLE),
+        };
+        let key = m.rule.measure.to_string();
+        let mut f = Finding::new(kind, layer, table, key, "validator")
+            .severity(Severity::Minor)
+            .expected(format!("at most {}", m.rule.limit))
+            .actual(format!("{:.6}", m.value))
+            .detail("a validator's threshold is passed; the threshold is quality.rules");
+        f.trade_date = date;
+        out.push(f);
+    }
+}
+
+/// Measures the current rows of one slice. `rows` sorted by key; `whole` says of a bar that no
+/// trade of it is on its way, so that its sums can be judged.
+pub fn bars(
+    rules: &[Rule],
+    rows: &[BarRow],
+    names: &Names,
+    market: &Market,
+    open_end: i64,
+    whole: impl Fn(BarKey) -> bool,
+    tally: &mut Tally,
+    out: &mut Findings,
+) {
+    let current: Vec<&BarRow> = rows.iter().filter(|r| r.sys_to == open_end).collect();
+    let finding = |kind, row: &BarRow, cause: String| {
+        let (source, symbol) = names.get(row.key.symbol);
+        Finding::new(
+            kind,
+            Layer::Silver,
+            silver::TABLE,
+            bar_name(row.key, names, market),
+            cause,
+        )
+        .of(source, symbol)
+        .on(row.trade_date)
+    };
+    for rule in rules {
+        let measure = || rule.measure.clone();
+        match &rule.measure {
+            Measure::OhlcOrder => {
+                let mut wrong = 0;
+                for row in &current {
+                    let c = &row.content;
+                    let low = c.low <= c.open && c.low <= c.close;
+                    if low && c.high >= c.open && c.high >= c.close && c.low <= c.high {
+                        continue;
+                    }
+                    wrong += 1;
+                    out.push(
+                        finding(BreakKind::ValueDrift, row, "ohlc_order".into())
+                            .expected("low <= open, close <= high")
+                            .actual(format!(
+                                "open {} high {} low {} close {}",
+                                c.open, c.high, c.low, c.close
+                            ))
+                            .detail("the bar contradicts itself"),
+                    );
+                }
+                tally.add(measure(), f64::from(wrong), current.len() as f64);
+            }
+            Measure::CurrentUnique => {
+                let pairs = current.windows(2).filter(|p| p[0].key == p[1].key);
+                // Each is a DUPLICATE by INV-2 already.
+                tally.add(measure(), pairs.count() as f64, current.len() as f64);
+            }
+            Measure::MissingBars(interval) => {
+                let list = market.intervals.list();
+                let Some(k) = list.iter().position(|i| i.name() == interval) else {
+                    continue;
+                };
+                let of: Vec<BarKey> = current
+                    .iter()
+                    .map(|r| r.key)
+                    .filter(|b| usize::from(b.interval) == k)
+                    .collect();
+                for group in of.chunk_by(|a, b| a.symbol == b.symbol) {
+                    let first = group[0].start;
+                    let last = group[group.len() - 1].start;
+                    let due = (last - first) / list[k].length() + 1;
+                    tally.add(
+                        measure(),
+                        (due - group.len() as i64).max(0) as f64,
+                        due as f64,
+                    );
+                }
+            }
+            Measure::VolumeSum(interval) => {
+                let wrong = volume_sums(interval, &current, market, &whole);
+                for (row, sum) in &wrong {
+                    out.push(
+                        finding(BreakKind::ValueDrift, row, "volume_sum".into())
+                            .expected(format!("volume {}", decimal(*sum, 8)))
+                            .actual(format!("volume {}", row.content.volume))
+                            .detail("the bar's volume is not the sum of the shorter bars in it"),
+                    );
+                }
+                tally.add(measure(), wrong.len() as f64, current.len() as f64);
+            }
+            Measure::IdGaps | Measure::NullRate(_) | Measure::Klines(_) => {}
+        }
+    }
+}
+
+fn volume_sums<'a>(
+    interval: &str,
+    current: &[&'a BarRow],
+    market: &Market,
+    whole: &impl Fn(BarKey) -> bool,
+) -> Vec<(&'a BarRow, i128)> {
+    let list = market.intervals.list();
+    let Some(k) = list.iter().position(|i| i.name() == interval) else {
+        return Vec::new();
+    };
+    if k == 0 || list[k].length() % list[0].length() != 0 {
+        return Vec::new();
+    }
+    let mut wrong = Vec::new();
+    for row in current {
+        let fit = usize::from(row.key.interval) == k
+            && row.from_trades
+            && row.stage == Some(Stage::Closed);
+        if !fit || !whole(row.key) {
+            continue;
+        }
+        let from = BarKey {
+            interval: 0,
+            ..row.key
+        };
+        let end = row.key.start + list[k].length();
+        let at = current.partition_point(|r| r.key < from);
+        let inside = current[at..].iter().take_while(|r| {
+            r.key.symbol == from.symbol && r.key.interval == 0 && r.key.start < end
+        });
+        let (mut sum, mut all) = (0i128, true);
+        for part in inside {
+            sum += part.content.volume.0;
+            all &= whole(part.key);
+        }
+        if all && sum != row.content.volume.0 {
+            wrong.push((*row, sum));
+        }
+    }
+    wrong
+}
+
+/// A closed bar as the exchange itself computed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kline {
+    pub key: BarKey,
+    pub open: i128,
+    pub high: i128,
+    pub low: i128,
+    pub close: i128,
+    pub volume: i128,
+}
+
+/// Compares current bars with the exchange's. Only the threshold counts: feeds differ in the last
+/// trade of a bar.
+pub fn klines(
+    rules: &[Rule],
+    klines: &[Kline],
+    rows: &[BarRow],
+    names: &Names,
+    market: &Market,
+    open_end: i64,
+    tally: &mut Tally,
+    out: &mut Findings,
+) {
+    let current: BTreeMap<BarKey, &BarRow> = rows
+        .iter()
+        .filter(|r| r.sys_to == open_end && r.stage == Some(Stage::Closed))
+        .map(|r| (r.key, r))
+        .collect();
+    for rule in rules {
+        let Measure::Klines(field) = &rule.measure else {
+            continue;
+        };
+        for k in klines {
+            let Some(row) = current.get(&k.key) else {
+                continue;
+            };
+            let c = &row.content;
+            let (theirs, ours) = match field.as_str() {
+                "open" => (k.open, c.open.0),
+                "high" => (k.high, c.high.0),
+                "low" => (k.low, c.low.0),
+                "volume" => (k.volume, c.volume.0),
+                _ => (k.close, c.close.0),
+            };
+            let difference = relative(theirs, ours);
+            tally.greatest(rule.measure.clone(), difference);
+            if difference > rule.limit {
+                let (source, symbol) = names.get(k.key.symbol);
+                out.push(
+                    Finding::new(
+                        BreakKind::ValueDrift,
+                        Layer::Silver,
+                        silver::TABLE,
+                        bar_name(k.key, names, market),
+                        format!("klines:{field}"),
+                    )
+                    .of(source, symbol)
+                    .on(row.trade_date)
+                    .expected(format!("{field} {}", decimal(theirs, 8)))
+                    .actual(format!("{field} {}", decimal(ours, 8)))
+                    .detail(
+                        "the exchange's own bar says otherwise: trades are missing from the feed \
+                         if there is a trade-id gap in the bar, else report a bug",
+                    ),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_read_and_written() {
+        let rules = parse(DEFAULT).unwrap();
+        assert_eq!(rules.len(), 4);
+        for text in [
+            "missing_bars:1d<=0.05",
+            "null_rate:buyer_maker<=1",
+            "klines:close<=0.0001",
+        ] {
+            let rule: Rule = text.parse().unwrap();
+            assert_eq!(format!("{}<={}", rule.measure, rule.limit), text);
+        }
+        for bad in [
+            "x",
+            "id_gaps",
+            "id_gaps<=-1",
+            "id_gaps:1<=0",
+            "missing_bars<=0",
+            "klines:<=1",
+            "ohlc_order<=NaN",
+        ] {
+            assert!(bad.parse::<Rule>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tallies_are_judged() {
+        let mut t = Tally::default();
+        t.add(Measure::NullRate("x".into()), 1.0, 4.0);
+        t.add(Measure::NullRate("x".into()), 1.0, 4.0);
+        t.add(Measure::IdGaps, 3.0, 1_000.0);
+        let rules = parse("null_rate:x<=0.2, id_gaps<=3000, ohlc_order<=0").unwrap();
+        let m = t.judge(&rules);
+        assert_eq!(
+            m.iter()
+                .map(|m| (m.value, m.is_broken()))
+                .collect::<Vec<_>>(),
+            [(0.25, true), (3000.0, false)]
+        );
+        let mut out = Findings::default();
+        broken(&m, Some(3), &mut out);
+        assert_eq!(out.list()[0].key, "null_rate:x");
+    }
+}
