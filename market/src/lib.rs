@@ -8,6 +8,7 @@
 //! replay all call the same code and must get the same bytes.
 
 pub mod gold;
+pub mod input;
 pub mod interval;
 pub mod ohlcv;
 pub mod seen;
@@ -16,6 +17,7 @@ pub mod validate;
 pub mod window;
 
 pub use gold::{GoldConfig, GoldValues, WindowValues};
+pub use input::Correction;
 pub use interval::{Interval, IntervalError, Intervals};
 pub use ohlcv::{Ohlcv, Overflow, Point, Trade};
 pub use seen::{Chunk, ChunkError, SeenIds};

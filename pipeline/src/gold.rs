@@ -14,10 +14,10 @@ use finlake_market::interval::DAY;
 use finlake_schemas::{Bar, Dec8, Metrics, Stage, WindowMetrics, hash128, keys};
 use finlake_topology::state::Versioned;
 use finlake_topology::state::codec::{Body, CodecError};
-use finlake_topology::{Context, Failure, Forward, Micros, Processor, SinkId, TopicIdx};
+use finlake_topology::{Context, Failure, Forward, Micros, Processor, SinkId};
 
 use crate::config::Plan;
-use crate::{Market, Msg};
+use crate::{BARS, Market, Msg, TICKS};
 
 const STORE: usize = 0;
 
@@ -34,15 +34,29 @@ struct Emitted {
 struct DayValue {
     close: i128,
     emitted: Option<Emitted>,
+    /// The daily bar was taken back: no window sees the close, and the table has no open row.
+    retracted: bool,
+}
+
+/// As it was before bars could be taken back.
+#[derive(Decode)]
+struct DayValueV1 {
+    close: i128,
+    emitted: Option<Emitted>,
 }
 
 impl Versioned for DayValue {
     const WHAT: &'static str = "daily close";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
 
     fn decode_body(body: Body<'_>) -> Result<Self, CodecError> {
         match body.version() {
-            1 => body.read(),
+            1 => body.read::<DayValueV1>().map(|v| DayValue {
+                close: v.close,
+                emitted: v.emitted,
+                retracted: false,
+            }),
+            2 => body.read(),
             _ => body.unknown(),
         }
     }
@@ -55,7 +69,14 @@ pub(crate) struct Gold {
     plan: Arc<Plan>,
     sink: SinkId,
     /// Closes emitted in this commit, by (source, symbol) and date.
-    changed: BTreeMap<(String, String), BTreeMap<i32, Dec8>>,
+    changed: BTreeMap<(String, String), BTreeMap<i32, Change>>,
+}
+
+/// A daily close, or that it is one no longer.
+#[derive(Clone, Copy)]
+struct Change {
+    close: Dec8,
+    retracted: bool,
 }
 
 impl Gold {
@@ -73,7 +94,8 @@ impl Gold {
         if daily && bar.stage == Stage::Closed {
             let key = (bar.source.to_owned(), bar.symbol.to_owned());
             let dates = self.changed.entry(key).or_default();
-            dates.insert(bar.trade_date, bar.close);
+            let (close, retracted) = (bar.close, bar.retracted);
+            dates.insert(bar.trade_date, Change { close, retracted });
         }
     }
 
@@ -83,7 +105,7 @@ impl Gold {
         ctx: &mut Context<'_>,
         source: &str,
         symbol: &str,
-        changed: &BTreeMap<i32, Dec8>,
+        changed: &BTreeMap<i32, Change>,
     ) -> Result<(), Failure> {
         let (Some((&first, _)), Some((&last, _))) =
             (changed.first_key_value(), changed.last_key_value())
@@ -95,32 +117,44 @@ impl Gold {
         let mut days: BTreeMap<i32, DayValue> = BTreeMap::new();
         days.extend(before(ctx, &prefix, first, reach)?);
         days.extend(from(ctx, &prefix, first, last, reach)?);
-        for (&date, close) in changed {
+        for (&date, change) in changed {
             let day = days.entry(date).or_insert(DayValue {
-                close: close.0,
+                close: change.close.0,
                 emitted: None,
+                retracted: false,
             });
-            day.close = close.0;
+            day.close = change.close.0;
+            day.retracted = change.retracted;
         }
-        let mut days: Vec<Day> = days.into_iter().collect();
-        let closes: Vec<Dec8> = days.iter().map(|(_, day)| Dec8(day.close)).collect();
+        // The closes that hold, oldest first.
+        let mut closes: Vec<Dec8> = Vec::with_capacity(days.len());
         // How many dates from here on still see the last changed close.
         let mut seen = 0;
-        for (n, (date, day)) in days.iter_mut().enumerate() {
-            let changed_here = changed.contains_key(date);
+        for (date, mut day) in days {
+            let changed_here = changed.contains_key(&date);
             if changed_here {
-                seen = reach + 1;
+                // One that was taken back is missed by as many as would have seen it.
+                seen = reach + usize::from(!day.retracted);
             }
+            if day.retracted {
+                if changed_here {
+                    self.take_back(ctx, source, symbol, date, &mut day)?;
+                    let value = day.to_bytes().map_err(Failure::fatal)?;
+                    ctx.put(STORE, &day_key(&prefix, date), &value);
+                }
+                continue;
+            }
+            closes.push(Dec8(day.close));
             if seen == 0 {
                 continue;
             }
             seen -= 1;
-            let window = &closes[n.saturating_sub(reach)..=n];
+            let window = &closes[closes.len().saturating_sub(reach + 1)..];
             let values = values(window, &self.plan.config.gold);
-            let sent = self.send(ctx, source, symbol, *date, day, &values)?;
+            let sent = self.send(ctx, source, symbol, date, &mut day, &values)?;
             if sent || changed_here {
                 let value = day.to_bytes().map_err(Failure::fatal)?;
-                ctx.put(STORE, &day_key(&prefix, *date), &value);
+                ctx.put(STORE, &day_key(&prefix, date), &value);
             }
         }
         Ok(())
@@ -136,8 +170,26 @@ impl Gold {
         day: &mut DayValue,
         values: &GoldValues,
     ) -> Result<bool, Failure> {
+        let row = self.row(source, symbol, date, day, values);
+        let content = content_of(&row);
+        if day.emitted.is_some_and(|e| e.content == content) {
+            return Ok(false);
+        }
+        self.emit(ctx, day, row, content)?;
+        Ok(true)
+    }
+
+    /// A date's row, but for what its commit adds.
+    fn row<'a>(
+        &self,
+        source: &'a str,
+        symbol: &'a str,
+        date: i32,
+        day: &DayValue,
+        values: &GoldValues,
+    ) -> Metrics<'a> {
         let config = &self.plan.config.gold;
-        let mut row = Metrics {
+        Metrics {
             source,
             symbol,
             trade_date: date,
@@ -165,19 +217,45 @@ impl Gold {
             bars_offset: 0,
             sys_from: 0,
             prev_sys_from: None,
-        };
-        let content = content_of(&row);
-        if day.emitted.is_some_and(|e| e.content == content) {
-            return Ok(false);
         }
+    }
+
+    /// Retracts a date's row, if it has an open one. Its values are of no consequence.
+    fn take_back(
+        &self,
+        ctx: &mut Context<'_>,
+        source: &str,
+        symbol: &str,
+        date: i32,
+        day: &mut DayValue,
+    ) -> Result<(), Failure> {
+        if day.emitted.is_none_or(|e| e.content == RETRACTED) {
+            return Ok(());
+        }
+        let none = values(&[Dec8(day.close)], &self.plan.config.gold);
+        let mut row = self.row(source, symbol, date, day, &none);
+        row.retracted = true;
+        self.emit(ctx, day, row, RETRACTED)
+    }
+
+    /// Sends a row as the next version.
+    fn emit(
+        &self,
+        ctx: &mut Context<'_>,
+        day: &mut DayValue,
+        mut row: Metrics<'_>,
+        content: u128,
+    ) -> Result<(), Failure> {
         row.revision = day.emitted.map_or(0, |e| e.revision.saturating_add(1));
         row.commit = ctx.commit();
-        row.ticks_offset = ctx.position(TopicIdx(0));
+        row.ticks_offset = ctx.position(TICKS);
+        row.bars_offset = ctx.position(BARS);
         row.sys_from = ctx.system_time();
-        row.prev_sys_from = day.emitted.map(|e| e.sys_from);
+        let open = day.emitted.filter(|e| e.content != RETRACTED);
+        row.prev_sys_from = open.map(|e| e.sys_from);
         let (mut key, mut value) = (Vec::new(), Vec::new());
         let codec = &self.plan.codec;
-        keys::metrics(source, symbol, date, &mut key);
+        keys::metrics(row.source, row.symbol, row.trade_date, &mut key);
         codec
             .encode_metrics(&row, &mut value)
             .map_err(Failure::fatal)?;
@@ -187,9 +265,12 @@ impl Gold {
             sys_from: row.sys_from,
             content,
         });
-        Ok(true)
+        Ok(())
     }
 }
+
+/// Stands for the content of a row that was taken back; no hash in practice.
+const RETRACTED: u128 = 0;
 
 /// Hash of what a row says, without revision, system times, commit and offsets. Doubles go in by
 /// their bits: the same closes give the same bits.
@@ -228,7 +309,7 @@ fn day_key(prefix: &[u8], date: i32) -> Vec<u8> {
     key
 }
 
-/// At least the last `count` days before `date`, if there are as many.
+/// At least the last `count` days that hold before `date`, if there are as many.
 fn before(ctx: &Context<'_>, prefix: &[u8], date: i32, count: usize) -> Result<Vec<Day>, Failure> {
     // Markets close on some days: ask for a longer span until there are enough.
     let mut span = i32::try_from(count).unwrap_or(i32::MAX).saturating_mul(2);
@@ -240,14 +321,15 @@ fn before(ctx: &Context<'_>, prefix: &[u8], date: i32, count: usize) -> Result<V
             days.push(day);
             true
         })?;
-        if days.len() >= count || start == 0 {
+        let holding = days.iter().filter(|(_, day)| !day.retracted);
+        if holding.count() >= count || start == 0 {
             return Ok(days);
         }
         span = span.saturating_mul(4);
     }
 }
 
-/// The days from `first` to `last`, and `more` after that.
+/// The days from `first` to `last`, and `more` that hold after that.
 fn from(
     ctx: &Context<'_>,
     prefix: &[u8],
@@ -263,7 +345,7 @@ fn from(
             if left == 0 {
                 return false;
             }
-            left -= 1;
+            left -= usize::from(!day.1.retracted);
         }
         days.push(day);
         true
@@ -339,10 +421,13 @@ mod tests {
                 sys_from: 2,
                 content: 3,
             }),
+            retracted: false,
         };
         let v1 = b"\x01\xfb\x58\x02\x01\x02\x04\x03";
-        assert_eq!(day.to_bytes().unwrap(), v1);
         assert_eq!(DayValue::from_bytes(v1).unwrap(), day);
+        let v2 = b"\x02\xfb\x58\x02\x01\x02\x04\x03\x00";
+        assert_eq!(day.to_bytes().unwrap(), v2);
+        assert_eq!(DayValue::from_bytes(v2).unwrap(), day);
         assert!(DayValue::from_bytes(b"\x09").is_err());
     }
 }

@@ -22,6 +22,9 @@ pub(crate) struct Counts {
     pub accepted: Counter,
     pub duplicates: Counter,
     pub corrections: Counter,
+    /// Of market.bars: corrections that changed a bar, and those that held already.
+    pub asserted: Counter,
+    pub held: Counter,
 }
 
 /// What an entry needs of the one before.
@@ -84,18 +87,20 @@ impl Ledger {
     }
 
     fn inputs(&self, stats: &CommitStats) -> Vec<InputRange> {
-        let list = stats.inputs.iter().enumerate();
-        list.map(|(at, i)| {
-            // Trades are the first input; another one will bring counters of its own.
-            let of = |counter| if at == 0 { stats.counter(counter) } else { 0 };
+        let counters = [
+            (self.counts.accepted, self.counts.duplicates),
+            (self.counts.asserted, self.counts.held),
+        ];
+        let list = stats.inputs.iter().zip(counters);
+        list.map(|(i, (accepted, duplicates))| {
             let range = InputRange {
                 topic: i.topic.clone(),
                 start: i.start,
                 end: i.end,
                 records: i.records,
                 hash: i.hash,
-                accepted: of(self.counts.accepted),
-                duplicates: of(self.counts.duplicates),
+                accepted: stats.counter(accepted),
+                duplicates: stats.counter(duplicates),
                 rejected: i.rejected,
                 skipped: i.skipped,
             };
@@ -123,13 +128,16 @@ impl Processor<Market> for Ledger {
             }
             // Confluent ids are 31 bits wide in practice; the ledger shows their bits.
             Msg::Schemas(ids) => self.schema_ids.extend(ids.iter().map(|id| *id as i32)),
-            Msg::Raw | Msg::Trade(_) | Msg::Version(_) => {}
+            Msg::Raw | Msg::Trade(_) | Msg::Correction(_) | Msg::Version(_) => {}
         }
         Ok(())
     }
 
     fn seal(&mut self, ctx: &mut Context<'_>, stats: &CommitStats) -> Result<(), Failure> {
         let mut chain = self.chain(ctx)?;
+        // Each input has told its own.
+        self.schema_ids.sort_unstable();
+        self.schema_ids.dedup();
         let inputs = self.inputs(stats);
         let corrections = stats.counter(self.counts.corrections);
         for i in &inputs {

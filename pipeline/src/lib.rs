@@ -1,10 +1,10 @@
 //! FinLake's topology: what happens to a trade between `market.ticks` and the tables' topics.
 //!
 //! ```text
-//! market.ticks ─► decode ─► dedup ─► ohlcv ─► gold ─► ledger ─► finlake.ledger
-//!                   │                  │        └─► market.metrics
-//!                   │                  ├─► market.ohlcv, market.ohlcv.live
-//!                   └─► market.ticks.dlq (rejected)
+//! market.ticks ─► decode ─► dedup ─┬─► ohlcv ─► gold ─► ledger ─► finlake.ledger
+//! market.bars ──► correct ─────────┘     │        └─► market.metrics
+//!                                        └─► market.ohlcv, market.ohlcv.live
+//! decode, correct, ohlcv ─► market.ticks.dlq (rejected)
 //! ```
 //!
 //! Every processor is synchronous and keeps what it must not lose in its stores; what it holds in
@@ -12,6 +12,7 @@
 //! the order of arrival, of a hash table or of commits reach the content of a bar [INV-1].
 
 mod config;
+mod correct;
 mod decode;
 mod dedup;
 mod gold;
@@ -21,13 +22,17 @@ mod table;
 
 use std::sync::Arc;
 
-use finlake_market::Trade;
+use finlake_market::{Correction, Trade};
 use finlake_schemas::{Bar, Codec, topics};
-use finlake_topology::{Domain, Record, SinkOptions, Topology, TopologyBuilder};
+use finlake_topology::{Domain, Record, SinkOptions, TopicIdx, Topology, TopologyBuilder};
 
 use config::Plan;
 pub use config::{Emit, PipelineConfig, PipelineError};
 pub use table::Probe;
+
+/// The inputs, in the order of their declaration.
+pub(crate) const TICKS: TopicIdx = TopicIdx(0);
+pub(crate) const BARS: TopicIdx = TopicIdx(1);
 
 /// The message family of the topology.
 pub enum Market {}
@@ -48,6 +53,8 @@ pub enum Msg<'a> {
     Raw,
     /// A valid trade; below `dedup` also one that was not seen before.
     Trade(&'a Observed<'a>),
+    /// A sound correction of a bar.
+    Correction(&'a Corrected<'a>),
     /// A bar version that this commit sends to Silver.
     Version(&'a Bar<'a>),
     /// Writer schemas met since the last commit, ascending.
@@ -65,6 +72,15 @@ pub struct Observed<'a> {
     pub source_len: usize,
 }
 
+/// A correction with the symbol it is for.
+pub struct Corrected<'a> {
+    pub correction: Correction,
+    /// The record's key, which is `source:symbol` as text.
+    pub key: Probe<'a>,
+    /// Length of the source in it.
+    pub source_len: usize,
+}
+
 /// The whole topology.
 pub fn build(
     config: &PipelineConfig,
@@ -74,8 +90,7 @@ pub fn build(
     let mut t = TopologyBuilder::<Market>::new();
 
     let ticks = t.source(topics::TICKS);
-    // Free for the attached input `market.bars` (vendor bars, corporate actions, assertions): its
-    // decoder becomes a second parent of `ohlcv`.
+    let bars = t.source(topics::BARS);
     t.dlq(topics::DLQ);
     let silver = t.sink(topics::OHLCV, SinkOptions::counted());
     let metrics = t.sink(topics::METRICS, SinkOptions::counted());
@@ -86,6 +101,11 @@ pub fn build(
         accepted: t.counter("accepted", "Trades accepted"),
         duplicates: t.counter("duplicates", "Trades whose id was seen before"),
         corrections: t.counter("corrections", "Closed bars emitted again"),
+        asserted: t.counter(
+            "asserted",
+            "Corrections from market.bars that changed a bar",
+        ),
+        held: t.counter("held", "Corrections from market.bars that held already"),
     };
 
     let node = t.process("decode", &[ticks]);
@@ -95,7 +115,12 @@ pub fn build(
     });
     let node = t.process("dedup", &[trades]).stores(&["dedup"]);
     let fresh = node.with(move || dedup::Dedup::new(counts));
-    let node = t.process("ohlcv", &[fresh]).stores(&["bars"]);
+    let node = t.process("correct", &[bars]);
+    let corrections = node.with({
+        let plan = plan.clone();
+        move || correct::Correct::new(plan.clone())
+    });
+    let node = t.process("ohlcv", &[fresh, corrections]).stores(&["bars"]);
     let versions = node.sinks(&[silver, live]).with({
         let plan = plan.clone();
         move || ohlcv::Bars::new(plan.clone(), counts, silver, live)

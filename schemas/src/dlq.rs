@@ -31,6 +31,9 @@ pub const TOO_LATE: &str = "too_late";
 /// An assertion whose expected version is no longer the newest.
 pub const STALE_ASSERTION: &str = "stale_assertion";
 
+/// Sound, but of a sort that this version does not process yet.
+pub const UNSUPPORTED: &str = "unsupported";
+
 /// The class of a trade that came too late for one interval, e.g. `too_late:1m`.
 pub fn too_late(interval: &str) -> String {
     format!("{TOO_LATE}:{interval}")

@@ -26,8 +26,8 @@ pub(crate) fn check_cluster<D: Domain>(
     for topic in &facts.topics {
         if topic.partitions == 0 {
             return Err(Error::Fatal(format!(
-                "topic `{}` does not exist; create it with {} partitions (and every other topic \
-                 of application `{app_id}` with as many)",
+                "topic `{}` does not exist; `finlake topics create` makes it, with {} partitions as \
+                 every other topic of application `{app_id}`",
                 topic.name,
                 count.max(1)
             )));

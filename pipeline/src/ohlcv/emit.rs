@@ -11,14 +11,14 @@ use finlake_market::Interval;
 use finlake_market::interval::{HOUR, MINUTE, date_of};
 use finlake_schemas::{Bar, Basis, Origin, Stage, keys};
 use finlake_topology::state::Versioned;
-use finlake_topology::{Context, Failure, Forward, Micros, SinkId, TopicIdx};
+use finlake_topology::{Context, Failure, Forward, Micros, SinkId};
 
 use super::source::Source;
 use super::state::{self, BarValue, Cell, Emitted, Symbol, SymbolValue, TimeValue};
 use super::{Bars, STORE};
 use crate::config::{Emit, Plan};
 use crate::ledger::Counts;
-use crate::{Market, Msg};
+use crate::{BARS, Market, Msg, TICKS};
 
 impl Bars {
     /// Everything that a commit does.
@@ -147,6 +147,10 @@ impl Emitter {
         }
     }
 
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
     fn symbol(
         &mut self,
         ctx: &mut Context<'_>,
@@ -190,7 +194,7 @@ impl Emitter {
             let due = source
                 .checkpoint_due
                 .is_some_and(|at| long && cell.start < at);
-            if cell.changed && (all || due) {
+            if cell.changed && (all || due || cell.urgent) {
                 self.version(ctx, out, name, interval, cell, Stage::Checkpoint)?;
                 symbol.dirty = true;
                 sent = true;
@@ -235,7 +239,7 @@ impl Emitter {
             } else if cell.changed {
                 let due = cell.corrected_at.saturating_add(config.correct_every);
                 let leaving = interval.length() == MINUTE && start + MINUTE <= horizon;
-                if stopping || leaving || now >= due {
+                if stopping || leaving || cell.urgent || now >= due {
                     cell.corrected_at = ctx.system_time();
                     self.version(ctx, out, name, interval, &mut cell, Stage::Closed)?;
                     ctx.count(self.counts.corrections, 1);
@@ -255,6 +259,10 @@ impl Emitter {
                 let bar = BarValue::from(&cell);
                 bar.encode_to(&mut self.value).map_err(Failure::fatal)?;
                 ctx.put(STORE, &self.key, &self.value);
+                if cell.kept_until > 0 {
+                    state::kept_key(&symbol.name, cell.kept_until, start, &mut self.key);
+                    ctx.put(STORE, &self.key, &[]);
+                }
                 symbol.dirty = true;
             }
             if keep {
@@ -274,16 +282,46 @@ impl Emitter {
         state::bar_key(&symbol.name, 1, symbol.swept, &mut self.key);
         state::bar_key(&symbol.name, 1, bound, &mut self.value);
         let mut gone: Vec<Vec<u8>> = Vec::new();
-        ctx.scan(STORE, &self.key, Some(&self.value), &mut |key, _| {
-            gone.push(key.to_vec());
+        let mut damaged = None;
+        ctx.scan(STORE, &self.key, Some(&self.value), &mut |key, value| {
+            match BarValue::from_bytes(value) {
+                // One that came back by a correction has its own time.
+                Ok(bar) if bar.kept_until() > symbol.latest => {}
+                Ok(_) => gone.push(key.to_vec()),
+                Err(e) => damaged = Some(Failure::fatal(e)),
+            }
             ControlFlow::Continue(())
         })?;
+        if let Some(failure) = damaged {
+            return Err(failure);
+        }
+        gone.extend(self.expired(ctx, symbol)?);
         for key in gone {
             ctx.delete(STORE, &key);
         }
         symbol.swept = bound;
         symbol.dirty = true;
         Ok(())
+    }
+
+    /// Keys of 1m bars that came back by a correction and whose time is over, with their notes.
+    fn expired(&mut self, ctx: &Context<'_>, symbol: &Symbol) -> Result<Vec<Vec<u8>>, Failure> {
+        state::kept_key(&symbol.name, 0, 0, &mut self.key);
+        let until = symbol.latest.saturating_add(1);
+        state::kept_key(&symbol.name, until, 0, &mut self.value);
+        let mut notes: Vec<(Vec<u8>, i64)> = Vec::new();
+        ctx.scan(STORE, &self.key, Some(&self.value), &mut |key, _| {
+            if let Some(start) = key.last_chunk::<8>() {
+                notes.push((key.to_vec(), i64::from_be_bytes(*start)));
+            }
+            ControlFlow::Continue(())
+        })?;
+        let mut gone = Vec::new();
+        for (note, start) in notes {
+            state::bar_key(&symbol.name, 1, start, &mut self.key);
+            gone.extend([note, self.key.clone()]);
+        }
+        Ok(gone)
     }
 
     /// Writes the symbol's record.
@@ -322,11 +360,12 @@ impl Emitter {
         cell: &mut Cell,
         stage: Stage,
     ) -> Result<(), Failure> {
-        let before = cell.emitted;
+        let before = cell.open_version();
         cell.emitted = Some(Emitted {
-            revision: before.map_or(0, |b| b.revision.saturating_add(1)),
+            revision: cell.emitted.map_or(0, |b| b.revision.saturating_add(1)),
             sys_from: ctx.system_time(),
             closed: stage == Stage::Closed,
+            retracted: cell.retracted,
         });
         let bar = bar(ctx, name, interval, cell, stage, before);
         self.encode(name, interval, &bar)?;
@@ -334,6 +373,7 @@ impl Emitter {
         ctx.produce(self.live, &self.key, &self.value, &[])?;
         cell.changed = false;
         cell.live_due = false;
+        cell.urgent = false;
         out.forward(ctx, Msg::Version(&bar))
     }
 
@@ -347,7 +387,7 @@ impl Emitter {
         cell: &mut Cell,
         stage: Stage,
     ) -> Result<(), Failure> {
-        let before = cell.emitted;
+        let before = cell.open_version();
         let bar = bar(ctx, name, interval, cell, stage, before);
         self.encode(name, interval, &bar)?;
         ctx.produce(self.live, &self.key, &self.value, &[])?;
@@ -431,11 +471,10 @@ fn bar<'a>(
         origin: Origin::Trades,
         basis: Basis::AsQuoted,
         basis_at: None,
-        retracted: false,
+        retracted: cell.retracted,
         commit: ctx.commit(),
-        ticks_offset: ctx.position(TopicIdx(0)),
-        // No such input yet.
-        bars_offset: 0,
+        ticks_offset: ctx.position(TICKS),
+        bars_offset: ctx.position(BARS),
         sys_from: ctx.system_time(),
         prev_sys_from: before.map(|b| b.sys_from),
     }

@@ -9,6 +9,7 @@
 //! The forming bar of an interval is the bucket that holds stream time, so a symbol has at most one
 //! per interval; every older bucket is closed, and a trade for it is a correction.
 
+mod correct;
 mod emit;
 mod source;
 mod state;
@@ -77,7 +78,7 @@ impl Bars {
         }
         let at = match self.symbols.find(&seen.key) {
             Some(at) => at,
-            None => self.add(ctx, seen)?,
+            None => self.add(ctx, &seen.key, seen.source_len)?,
         };
         let t = &seen.trade;
         let symbol = self.symbols.at(at);
@@ -121,13 +122,15 @@ impl Bars {
 
         let plan = self.plan.clone();
         let symbol = self.symbols.at(at);
-        let horizon = symbol.latest.saturating_sub(plan.config.retention_1m);
+        let latest = symbol.latest;
+        let horizon = latest.saturating_sub(plan.config.retention_1m);
         symbol.latest = symbol.latest.max(time);
         if time < horizon || !t.is_ordinary() {
             let one = Ohlcv::of(t);
             for (k, interval) in plan.intervals.list().iter().enumerate() {
-                let end = interval.start_of(time) + interval.length();
-                if interval.length() == MINUTE && end <= horizon {
+                let start = interval.start_of(time);
+                let late = interval.length() == MINUTE && start + MINUTE <= horizon;
+                if late && !self.is_kept(ctx, at, k, start, latest)? {
                     too_late(ctx, interval.name(), time, horizon)?;
                 } else {
                     self.apply(ctx, at, k, &one)?;
@@ -281,13 +284,18 @@ impl Bars {
     }
 
     #[cold]
-    fn add(&mut self, ctx: &mut Context<'_>, seen: &Observed<'_>) -> Result<u32, Failure> {
-        let name = std::str::from_utf8(seen.key.key()).map_err(Failure::fatal)?;
-        state::name_key(state::SYMBOL, seen.key.key(), &mut self.key);
+    fn add(
+        &mut self,
+        ctx: &mut Context<'_>,
+        key: &Probe<'_>,
+        source_len: usize,
+    ) -> Result<u32, Failure> {
+        let name = correct::name_of(key)?;
+        state::name_key(state::SYMBOL, key.key(), &mut self.key);
         let stored = match ctx.get_into(STORE, &self.key, &mut self.value)? {
             true => SymbolValue::from_bytes(&self.value).map_err(Failure::fatal)?,
             false => SymbolValue {
-                source_len: seen.source_len as u16,
+                source_len: source_len as u16,
                 latest: i64::MIN,
                 ..SymbolValue::default()
             },
@@ -392,6 +400,11 @@ fn too_late(ctx: &mut Context<'_>, interval: &str, time: i64, horizon: i64) -> R
 fn merge(cell: &mut Cell, trades: &Ohlcv) -> Result<(), Failure> {
     cell.changed = true;
     cell.live_due = true;
+    if std::mem::take(&mut cell.retracted) {
+        // What held does so no longer: the bar begins anew.
+        cell.content = *trades;
+        return Ok(());
+    }
     cell.content.merge(trades).map_err(Failure::fatal)
 }
 
@@ -415,6 +428,7 @@ impl Processor<Market> for Bars {
     ) -> Result<(), Failure> {
         match msg {
             Msg::Trade(seen) => self.trade(ctx, seen),
+            Msg::Correction(correction) => self.correct(ctx, correction),
             other => out.forward(ctx, other),
         }
     }

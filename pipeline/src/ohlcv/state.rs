@@ -1,8 +1,9 @@
 //! What the bars processor remembers, in memory and in its store.
 //!
 //! Store keys: `S ‖ source:symbol` is the symbol's record with its open bars; `B ‖ source:symbol ‖
-//! 0 ‖ minutes (u32) ‖ start (i64)`, big-endian, is a closed bar; `T ‖ source` is stream time. A
-//! symbol's open bars lie together because every trade changes all of them: one write per commit.
+//! 0 ‖ minutes (u32) ‖ start (i64)`, big-endian, is a closed bar; `T ‖ source` is stream time;
+//! `K ‖ source:symbol ‖ 0 ‖ until (i64) ‖ start (i64)` is a 1m bar that came back by a correction
+//! and leaves when the symbol's latest trade has reached `until`. A symbol's open bars lie together because every trade changes all of them: one write per commit.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,8 @@ pub(crate) struct Emitted {
     pub revision: i32,
     pub sys_from: Micros,
     pub closed: bool,
+    /// It took the bar back: the table has no open row.
+    pub retracted: bool,
 }
 
 /// A bar.
@@ -34,6 +37,13 @@ pub(crate) struct Cell {
     pub live_due: bool,
     /// System time of the last correction, 0 if there was none.
     pub corrected_at: Micros,
+    /// The bar holds no longer; the content is what held.
+    pub retracted: bool,
+    /// It had left the store and came back by a correction: it stays until its symbol's latest
+    /// trade has reached this time. 0 for all others.
+    pub kept_until: i64,
+    /// A correction from market.bars goes out with this commit.
+    pub urgent: bool,
     /// Surrogate id, once it was needed.
     pub id: Option<[u8; 16]>,
 }
@@ -47,8 +57,16 @@ impl Cell {
             changed: true,
             live_due: true,
             corrected_at: 0,
+            retracted: false,
+            kept_until: 0,
+            urgent: false,
             id: None,
         }
+    }
+
+    /// The version that the next one replaces, as the table has it: none after a retraction.
+    pub fn open_version(&self) -> Option<Emitted> {
+        self.emitted.filter(|e| !e.retracted)
     }
 
     /// Emitted as closed, whatever happened since.
@@ -133,6 +151,8 @@ pub(crate) struct BarValue {
     changed: bool,
     live_due: bool,
     corrected_at: i64,
+    retracted: bool,
+    kept_until: i64,
 }
 
 impl From<&Cell> for BarValue {
@@ -154,11 +174,18 @@ impl From<&Cell> for BarValue {
             changed: cell.changed,
             live_due: cell.live_due,
             corrected_at: cell.corrected_at,
+            retracted: cell.retracted,
+            kept_until: cell.kept_until,
         }
     }
 }
 
 impl BarValue {
+    /// See [`Cell::kept_until`].
+    pub fn kept_until(&self) -> i64 {
+        self.kept_until
+    }
+
     pub fn into_cell(self, start: i64) -> Cell {
         let point = |(time, id)| Point { time, id };
         Cell {
@@ -180,6 +207,9 @@ impl BarValue {
             changed: self.changed,
             live_due: self.live_due,
             corrected_at: self.corrected_at,
+            retracted: self.retracted,
+            kept_until: self.kept_until,
+            urgent: false,
             id: None,
         }
     }
@@ -187,11 +217,12 @@ impl BarValue {
 
 impl Versioned for BarValue {
     const WHAT: &'static str = "bar";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
 
     fn decode_body(body: Body<'_>) -> Result<Self, CodecError> {
         match body.version() {
-            1 => body.read(),
+            1 => body.read::<v1::BarValue>().map(BarValue::from),
+            2 => body.read(),
             _ => body.unknown(),
         }
     }
@@ -213,12 +244,95 @@ pub(crate) struct SymbolValue {
 
 impl Versioned for SymbolValue {
     const WHAT: &'static str = "symbol";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
 
     fn decode_body(body: Body<'_>) -> Result<Self, CodecError> {
         match body.version() {
-            1 => body.read(),
+            1 => body.read::<v1::SymbolValue>().map(SymbolValue::from),
+            2 => body.read(),
             _ => body.unknown(),
+        }
+    }
+}
+
+/// Values as they were before corrections came by market.bars.
+mod v1 {
+    use bincode::Decode;
+
+    #[derive(Decode)]
+    pub struct Emitted {
+        revision: i32,
+        sys_from: i64,
+        closed: bool,
+    }
+
+    #[derive(Decode)]
+    pub struct BarValue {
+        first: (i64, i64),
+        last: (i64, i64),
+        open: i128,
+        high: i128,
+        low: i128,
+        close: i128,
+        volume: i128,
+        quote_volume: i128,
+        trade_count: i64,
+        taker_buy_base: i128,
+        taker_buy_quote: i128,
+        emitted: Option<Emitted>,
+        changed: bool,
+        live_due: bool,
+        corrected_at: i64,
+    }
+
+    #[derive(Decode)]
+    pub struct SymbolValue {
+        source_len: u16,
+        latest: i64,
+        swept: i64,
+        open: Vec<(u32, i64, BarValue)>,
+        pending: Vec<(u32, i64)>,
+    }
+
+    impl From<BarValue> for super::BarValue {
+        fn from(v: BarValue) -> Self {
+            Self {
+                first: v.first,
+                last: v.last,
+                open: v.open,
+                high: v.high,
+                low: v.low,
+                close: v.close,
+                volume: v.volume,
+                quote_volume: v.quote_volume,
+                trade_count: v.trade_count,
+                taker_buy_base: v.taker_buy_base,
+                taker_buy_quote: v.taker_buy_quote,
+                emitted: v.emitted.map(|e| super::Emitted {
+                    revision: e.revision,
+                    sys_from: e.sys_from,
+                    closed: e.closed,
+                    retracted: false,
+                }),
+                changed: v.changed,
+                live_due: v.live_due,
+                corrected_at: v.corrected_at,
+                retracted: false,
+                kept_until: 0,
+            }
+        }
+    }
+
+    impl From<SymbolValue> for super::SymbolValue {
+        fn from(v: SymbolValue) -> Self {
+            let open = v.open.into_iter();
+            Self {
+                source_len: v.source_len,
+                latest: v.latest,
+                swept: v.swept,
+                open: open.map(|(m, start, bar)| (m, start, bar.into())).collect(),
+                pending: v.pending,
+            }
         }
     }
 }
@@ -243,6 +357,7 @@ impl Versioned for TimeValue {
 pub(crate) const SYMBOL: u8 = b'S';
 pub(crate) const BAR: u8 = b'B';
 pub(crate) const TIME: u8 = b'T';
+pub(crate) const KEPT: u8 = b'K';
 
 /// `prefix ‖ name`.
 pub(crate) fn name_key(prefix: u8, name: &[u8], key: &mut Vec<u8>) {
@@ -257,6 +372,14 @@ pub(crate) fn bar_key(name: &str, minutes: u32, start: i64, key: &mut Vec<u8>) {
     key.push(0);
     key.extend_from_slice(&minutes.to_be_bytes());
     // Starts are not negative: a trade lies in 1970 or later, so byte order is time order.
+    key.extend_from_slice(&start.to_be_bytes());
+}
+
+/// Key of the note that a 1m bar leaves when its symbol's latest trade has reached `until`.
+pub(crate) fn kept_key(name: &str, until: i64, start: i64, key: &mut Vec<u8>) {
+    name_key(KEPT, name.as_bytes(), key);
+    key.push(0);
+    key.extend_from_slice(&until.max(0).to_be_bytes());
     key.extend_from_slice(&start.to_be_bytes());
 }
 
@@ -290,10 +413,14 @@ mod tests {
                 revision: 2,
                 sys_from: 14,
                 closed: true,
+                retracted: false,
             }),
             changed: true,
             live_due: false,
             corrected_at: 15,
+            retracted: false,
+            kept_until: 0,
+            urgent: false,
             id: None,
         }
     }
@@ -302,13 +429,28 @@ mod tests {
         bytes.iter().map(|b| format!("{b:02x}")).collect()
     }
 
+    fn bytes(hex: &str) -> Vec<u8> {
+        let digits: Vec<u32> = hex.chars().filter_map(|c| c.to_digit(16)).collect();
+        let pairs = digits.chunks(2);
+        pairs.map(|pair| (pair[0] * 16 + pair[1]) as u8).collect()
+    }
+
     /// Frozen: stores and changelogs hold these bytes.
     #[test]
     fn fixtures() {
         let bar = BarValue::from(&cell());
-        let v1 = "01020406fb20030a0c0d1012fe00000000000000000000000020000000161\
-                  81a01041c0101001e";
-        assert_eq!(hex(&bar.to_bytes().unwrap()), v1.replace(' ', ""));
+        let content = "020406fb20030a0c0d1012fe0000000000000000000000002000000016181a01";
+        let v1 = format!("01{content}041c0101001e");
+        assert_eq!(BarValue::from_bytes(&bytes(&v1)).unwrap(), bar);
+        let v2 = format!("02{content}041c010001001e0000");
+        assert_eq!(hex(&bar.to_bytes().unwrap()), v2);
+        let corrected = BarValue {
+            retracted: true,
+            kept_until: 16,
+            ..bar.clone()
+        };
+        let text = format!("02{content}041c010001001e0120");
+        assert_eq!(hex(&corrected.to_bytes().unwrap()), text);
         let symbol = SymbolValue {
             source_len: 7,
             latest: 1,
@@ -316,8 +458,10 @@ mod tests {
             open: vec![(1440, 3, bar.clone())],
             pending: vec![(1, 4)],
         };
-        let bytes = hex(&symbol.to_bytes().unwrap());
-        assert_eq!(bytes, format!("0107020401fba00506{}010108", &v1[2..]));
+        let text = hex(&symbol.to_bytes().unwrap());
+        assert_eq!(text, format!("0207020401fba00506{}010108", &v2[2..]));
+        let old = format!("0107020401fba00506{}010108", &v1[2..]);
+        assert_eq!(SymbolValue::from_bytes(&bytes(&old)).unwrap(), symbol);
         assert_eq!(hex(&TimeValue(-1).to_bytes().unwrap()), "0101");
     }
 
@@ -327,6 +471,7 @@ mod tests {
         let read = BarValue::from_bytes(&bar.to_bytes().unwrap()).unwrap();
         assert_eq!(read.into_cell(60_000_000), cell());
         assert!(BarValue::from_bytes(&[2]).is_err());
+        assert!(BarValue::from_bytes(&[3]).is_err());
         assert!(SymbolValue::from_bytes(&[]).is_err());
     }
 

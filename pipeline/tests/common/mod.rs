@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use finlake_pipeline::{Market, PipelineConfig, build};
 use finlake_schemas::{
-    Bar, Codec, Dec8, Dec16, LedgerEntry, Metrics, Sum128, Tick, hash128, keys, topics,
+    Assertion, Bar, Codec, Dec8, Dec16, LedgerEntry, Metrics, Sum128, Tick, hash128, keys, topics,
 };
 use finlake_topology::{OutputRecord, TestDriver};
 
@@ -82,6 +82,8 @@ pub struct Sim {
     pub log: Vec<Logged>,
     /// Next record to pipe.
     pub at: usize,
+    /// The topic market.bars; all of it is piped.
+    pub bars_log: Vec<Logged>,
 }
 
 impl Sim {
@@ -93,6 +95,7 @@ impl Sim {
             codec,
             log: Vec::new(),
             at: 0,
+            bars_log: Vec::new(),
         }
     }
 
@@ -139,6 +142,33 @@ impl Sim {
             self.append_trade(t);
         }
         self.pipe(list.len());
+    }
+
+    /// Appends a record to market.bars and pipes it.
+    pub fn send_bars(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) {
+        let own = |b: Option<&[u8]>| b.map(<[u8]>::to_vec);
+        let ts = self.driver.now_us() / 1000;
+        let at = self.bars_log.len() as i64;
+        self.bars_log.push((ts, own(key), own(value)));
+        self.driver
+            .pipe_at(topics::BARS, at, ts, key, value)
+            .unwrap();
+    }
+
+    pub fn assert(&mut self, a: &Assertion<'_>) {
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        a.key(&mut key);
+        self.codec.encode_assertion(a, &mut value).unwrap();
+        self.send_bars(Some(&key), Some(&value));
+    }
+
+    /// Classes of the dead letters that came from market.bars.
+    pub fn refused(&self) -> Vec<String> {
+        let records = self.driver.outputs(topics::DLQ).into_iter();
+        records
+            .filter(|r| r.header("finlake.topic") == Some(topics::BARS))
+            .map(|r| r.header("finlake.error.class").unwrap().to_owned())
+            .collect()
     }
 
     pub fn commit(&mut self) {
@@ -314,14 +344,16 @@ pub fn current(sim: &Sim) -> BTreeMap<BarKey, Bar<'_>> {
     let mut rows: BTreeMap<BarKey, Bar<'_>> = BTreeMap::new();
     for b in sim.versions() {
         if let Some(before) = rows.get(&key_of(&b)) {
-            assert_eq!(b.prev_sys_from, Some(before.sys_from), "{b:?}");
+            let open = (!before.retracted).then_some(before.sys_from);
+            assert_eq!(b.prev_sys_from, open, "{b:?}");
             assert_eq!(b.revision, before.revision + 1, "{b:?}");
             assert!(
                 b.commit > before.commit && b.sys_from > before.sys_from,
                 "{b:?}"
             );
             assert!(b.stage >= before.stage, "a bar never opens again: {b:?}");
-            let same = content(&b) == content(before) && b.stage == before.stage;
+            let same = content(&b) == content(before)
+                && (b.stage, b.retracted) == (before.stage, before.retracted);
             assert!(!same, "INV: a version without news: {b:?}");
         } else {
             assert_eq!((b.revision, b.prev_sys_from), (0, None), "{b:?}");
@@ -353,28 +385,39 @@ pub fn check_ledger(sim: &Sim) {
             );
         }
     }
-    let mut position = 0;
+    let mut positions = [0; 2];
     let mut prev_hash = 0;
     let mut totals: BTreeMap<String, i64> = BTreeMap::new();
     for (n, e) in entries.iter().enumerate() {
         assert_eq!(e.commit, n as i64 + 1, "INV-12");
         assert_eq!(e.prev_hash, prev_hash);
         prev_hash = hash128(&[], records[n].value.as_ref().unwrap());
-        assert_eq!(e.inputs.len(), 1);
-        let i = &e.inputs[0];
-        assert_eq!(i.topic, topics::TICKS);
-        assert_eq!(i.start, position, "INV-12");
-        assert_eq!(i.end - i.start, i.records + i.skipped, "INV-12");
-        assert_eq!(i.records, i.accepted + i.duplicates + i.rejected, "INV-11");
-        position = i.end;
-        let mut read = Sum128::default();
-        for (_, key, value) in &sim.log[i.start as usize..i.end as usize] {
-            read.add(
-                key.as_deref().unwrap_or(&[]),
-                value.as_deref().unwrap_or(&[]),
-            );
+        let inputs = [(topics::TICKS, &sim.log), (topics::BARS, &sim.bars_log)];
+        assert_eq!(e.inputs.len(), inputs.len());
+        for (at, (i, (topic, log))) in e.inputs.iter().zip(inputs).enumerate() {
+            assert_eq!(i.topic, topic);
+            assert_eq!(i.start, positions[at], "INV-12");
+            assert_eq!(i.end - i.start, i.records + i.skipped, "INV-12");
+            assert_eq!(i.records, i.accepted + i.duplicates + i.rejected, "INV-11");
+            positions[at] = i.end;
+            let mut read = Sum128::default();
+            for (_, key, value) in &log[i.start as usize..i.end as usize] {
+                read.add(
+                    key.as_deref().unwrap_or(&[]),
+                    value.as_deref().unwrap_or(&[]),
+                );
+            }
+            assert_eq!(i.hash, read.0);
+            for (name, n) in [
+                ("records", i.records),
+                ("accepted", i.accepted),
+                ("duplicates", i.duplicates),
+                ("rejected", i.rejected),
+                ("skipped", i.skipped),
+            ] {
+                *totals.entry(name.to_owned()).or_default() += n;
+            }
         }
-        assert_eq!(i.hash, read.0);
         let mut topics_listed = BTreeSet::new();
         for o in &e.outputs {
             let (count, sum) = outputs
@@ -385,21 +428,12 @@ pub fn check_ledger(sim: &Sim) {
             *totals.entry(o.topic.clone()).or_default() += o.count;
         }
         assert_eq!(topics_listed.len(), 3);
-        for (name, n) in [
-            ("records", i.records),
-            ("accepted", i.accepted),
-            ("duplicates", i.duplicates),
-            ("rejected", i.rejected),
-            ("skipped", i.skipped),
-            ("corrections", e.corrections),
-        ] {
-            *totals.entry(name.to_owned()).or_default() += n;
-        }
+        *totals.entry("corrections".to_owned()).or_default() += e.corrections;
         let listed: BTreeMap<String, i64> = e.totals.iter().cloned().collect();
         assert_eq!(listed, totals);
         assert_eq!(
             e.heartbeat,
-            i.records == 0 && e.outputs.iter().all(|o| o.count == 0)
+            e.inputs.iter().all(|i| i.records == 0) && e.outputs.iter().all(|o| o.count == 0)
         );
         if n > 0 {
             assert!(e.system_time > entries[n - 1].system_time);
