@@ -25,7 +25,7 @@ use crate::error::{LakeError, Result};
 use crate::faults::{Fault, Plant, Point};
 use crate::index::Base;
 use crate::lake::Lakehouse;
-use crate::maintain::{self, Kept};
+use crate::maintain::{self, Kept, Trails};
 use crate::manifests::{Manifests, Written, with_sequence};
 use crate::properties::{self, Position, Watermarks};
 use crate::snapshot::{self, NewSnapshot};
@@ -80,6 +80,7 @@ pub struct Committer {
     def: TableDef,
     base: Base,
     kept: Kept,
+    trails: Trails,
     /// Swaps lost and re-attached since the start.
     pub reattached: u64,
 }
@@ -104,6 +105,7 @@ impl Committer {
             def,
             base,
             kept: Kept::default(),
+            trails: Trails::default(),
             reattached: 0,
         };
         committer.watermarks()?;
@@ -227,6 +229,7 @@ impl Committer {
                     let manifests = with_sequence(manifests, id, sequence);
                     self.done(
                         loaded,
+                        change,
                         manifests,
                         &written,
                         id,
@@ -373,6 +376,7 @@ impl Committer {
     async fn done(
         &mut self,
         loaded: Loaded,
+        change: &Change,
         manifests: Vec<ManifestFile>,
         written: &[Written],
         id: i64,
@@ -385,6 +389,11 @@ impl Committer {
             .map(|w| (w.manifest.clone(), w.entries(id, sequence)))
             .collect();
         let before = self.base.loaded.metadata.clone();
+        self.trails.note(
+            id,
+            manifests.iter().map(|m| m.manifest_path.as_str()),
+            change.removed.iter().cloned(),
+        );
         self.base.advance(loaded, manifests, entries);
         if !self.lake.catalog.owns_metadata_files() {
             self.base.repin()?;
@@ -407,7 +416,7 @@ impl Committer {
     async fn remove_expired(&mut self, before: &TableMetadata, expire: &[i64]) -> Result<()> {
         let io = &self.lake.file_io;
         self.kept.follow(io, before, &self.base.pinned).await?;
-        maintain::remove_expired(io, before, &self.kept, expire).await
+        maintain::remove_expired(io, before, &self.kept, &mut self.trails, expire).await
     }
 
     fn manifests(&self) -> Manifests<'_> {

@@ -106,6 +106,74 @@ impl Kept {
     }
 }
 
+/// What a snapshot holds and what it let go: enough to clean up after it without reading it.
+#[derive(Debug, Clone)]
+struct Trail {
+    manifests: BTreeSet<Arc<str>>,
+    removed: Vec<Arc<str>>,
+}
+
+/// Trails of this process's own commits, so that expiring them costs no reading. Others' are read.
+#[derive(Debug, Default)]
+pub struct Trails {
+    known: BTreeMap<i64, Trail>,
+    last: i64,
+}
+
+impl Trails {
+    /// Notes a commit: its snapshot, the manifests in its list, the data files it removed.
+    pub fn note<'a>(
+        &mut self,
+        snapshot: i64,
+        manifests: impl Iterator<Item = &'a str>,
+        removed: impl Iterator<Item = Arc<str>>,
+    ) {
+        // Most manifests are those of the commit before: their names are shared.
+        let before = self.known.get(&self.last);
+        let manifests = manifests
+            .map(|m| {
+                before
+                    .and_then(|t| t.manifests.get(m).cloned())
+                    .unwrap_or_else(|| m.into())
+            })
+            .collect();
+        let trail = Trail {
+            manifests,
+            removed: removed.collect(),
+        };
+        self.known.insert(snapshot, trail);
+        self.last = snapshot;
+    }
+
+    async fn of(
+        &self,
+        file_io: &FileIO,
+        metadata: &TableMetadata,
+        snapshot: &SnapshotRef,
+    ) -> Result<Trail> {
+        if let Some(trail) = self.known.get(&snapshot.snapshot_id()) {
+            return Ok(trail.clone());
+        }
+        let mut trail = Trail {
+            manifests: BTreeSet::new(),
+            removed: Vec::new(),
+        };
+        for m in read_manifest_list(file_io, metadata, snapshot).await? {
+            trail.manifests.insert(m.manifest_path.as_str().into());
+            if m.added_snapshot_id != snapshot.snapshot_id() || !m.has_deleted_files() {
+                continue;
+            }
+            let bytes = file_io.new_input(&m.manifest_path)?.read().await?;
+            for e in Manifest::parse_avro(&bytes)?.entries() {
+                if e.status() == ManifestStatus::Deleted {
+                    trail.removed.push(e.file_path().into());
+                }
+            }
+        }
+        Ok(trail)
+    }
+}
+
 /// Deletes what only the expired snapshots referred to. `before` is the metadata that still had
 /// them; they were expired by the commit that followed it.
 ///
@@ -115,6 +183,7 @@ pub async fn remove_expired(
     file_io: &FileIO,
     before: &TableMetadata,
     kept: &Kept,
+    trails: &mut Trails,
     expired: &[i64],
 ) -> Result<()> {
     let line = lineage(before);
@@ -124,27 +193,23 @@ pub async fn remove_expired(
         if !gone.contains(&old.snapshot_id()) {
             continue;
         }
-        let theirs = read_manifest_list(file_io, before, next).await?;
-        let stays: BTreeSet<&str> = theirs.iter().map(|m| m.manifest_path.as_str()).collect();
-        for m in &theirs {
-            if m.added_snapshot_id != next.snapshot_id() || !m.has_deleted_files() {
-                continue;
-            }
-            let bytes = file_io.new_input(&m.manifest_path)?.read().await?;
-            for e in Manifest::parse_avro(&bytes)?.entries() {
-                if e.status() == ManifestStatus::Deleted && !kept.files.contains(e.file_path()) {
-                    let _ = file_io.delete(e.file_path()).await;
-                }
+        let theirs = trails.of(file_io, before, next).await?;
+        let ours = trails.of(file_io, before, old).await?;
+        for path in &theirs.removed {
+            if !kept.files.contains(path.as_ref()) {
+                let _ = file_io.delete(path).await;
             }
         }
-        for m in read_manifest_list(file_io, before, old).await? {
-            let path = m.manifest_path.as_str();
-            if !stays.contains(path) && !kept.manifests.contains(path) {
+        for path in ours.manifests.difference(&theirs.manifests) {
+            if !kept.manifests.contains(path.as_ref()) {
                 let _ = file_io.delete(path).await;
             }
         }
         let _ = file_io.delete(old.manifest_list()).await;
     }
+    trails.known.retain(|id, _| {
+        !gone.contains(id) && (*id == trails.last || before.snapshot_by_id(*id).is_some())
+    });
     Ok(())
 }
 

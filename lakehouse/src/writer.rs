@@ -469,7 +469,33 @@ fn properties(def: &TableDef, compression: Compression) -> WriterProperties {
             props = props.set_column_dictionary_enabled(path.clone(), false);
         }
         if c.bounds {
-            props = props.set_column_statistics_enabled(path, EnabledStatistics::Page);
+            props = props.set_column_statistics_enabled(path.clone(), EnabledStatistics::Page);
+        }
+        // Nearly constant within a file: a dictionary and runs leave nothing to compress, and a
+        // compressor costs more than such a column.
+        let constant = matches!(
+            c.name.as_str(),
+            "kafka_topic"
+                | "kafka_partition"
+                | "record_key"
+                | "schema_id"
+                | "source"
+                | "symbol"
+                | "buyer_maker"
+                | "bar_interval"
+                | "stage"
+                | "origin"
+                | "basis"
+                | "basis_at"
+                | "retracted"
+                | "periods"
+                | "risk_free"
+                | "valid_to"
+                | "sys_to"
+                | "is_current"
+        );
+        if constant {
+            props = props.set_column_compression(path, Compression::UNCOMPRESSED);
         }
     }
     props.build()

@@ -147,8 +147,12 @@ async fn flat(n: i64) -> Result<(), Failure> {
     sink.assign(&[0]).await?;
     let symbols = ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT"];
     let mut times = Vec::new();
+    let mut used = Vec::new();
     let mut merged = 0;
     for commit in 1..=n {
+        if commit % 100 == 1 {
+            used.push(cpu());
+        }
         clock.fetch_add(10_000, Ordering::SeqCst);
         let mut rows = VersionRows::new(&lake.def(Table::Ohlcv), 0)?;
         let symbol = symbols[(commit % 4) as usize];
@@ -190,6 +194,14 @@ async fn flat(n: i64) -> Result<(), Failure> {
         last.0.as_secs_f64() / first.0.as_secs_f64(),
         mean(tail).as_secs_f64() / mean(head).as_secs_f64()
     );
+    used.push(cpu());
+    let per: Vec<String> = used
+        .windows(2)
+        .map(|w| format!("{:.1}", (w[1] - w[0]) * 10.0))
+        .collect();
+    let step = per.len().div_ceil(12);
+    let shown: Vec<&str> = per.iter().step_by(step).map(String::as_str).collect();
+    println!("CPU ms per commit, by hundreds: {}", shown.join(" "));
     println!(
         "live files {}, hot rows {}, files merged {merged}, peak memory {} kB",
         sink.live_files(),

@@ -103,7 +103,7 @@ proptest! {
 
     #[test]
     fn two_hundred_answers_hold(
-        ops in prop::collection::vec(prop::collection::vec((0u8..24, 0u8..16), 0..6), 50),
+        ops in prop::collection::vec(prop::collection::vec((0u8..24, 0u8..16), 2..8), 50),
         picks in prop::collection::vec((0u64..u64::MAX, 0u8..4, 0i64..90, any::<bool>()), 200),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -121,7 +121,7 @@ proptest! {
             for commit in 1..=50i64 {
                 take(&lake, &mut writers, &all, commit, commit).await;
                 for (salt, shape, valid, running) in picks.by_ref().take(4) {
-                    let back = (salt % 97) as i64 * 10_000_000 / 2;
+                    let back = (salt % 37) as i64 * 10_000_000 / 2;
                     let system = (sys_of(commit) - back).max(T0);
                     let as_of = AsOf {
                         system: Some(system),
@@ -153,7 +153,7 @@ proptest! {
                 }
             }
             assert_eq!(saved.len(), 200);
-            assert!(saved.iter().filter(|s| !s.answer.is_empty()).count() > 100, "proves something");
+            assert!(saved.iter().filter(|s| !s.answer.is_empty()).count() > 60, "proves something");
             let again = async |engine: QueryEngine, when: &str| {
                 for s in &saved {
                     let (answer, _) = ask(&engine, &s.sql, s.as_of).await;
