@@ -6,6 +6,7 @@
 # Installs what is missing into ${FINLAKE_CACHE:-~/.cache/finlake}, where it stays, and prints
 # `export NAME=VALUE` lines for what is there:
 #   TEST_JAVA, TEST_KAFKA_LIBS   a Java 17+ and the folder of Kafka's jars
+#   TEST_KAFKA_TOOLS             the folder of the jars of Kafka's console tools
 #   TEST_PYTHON                     a Python with pyiceberg, DuckDB and PySpark
 #   TEST_SPARK_JARS                 a folder with Iceberg's Spark runtime and the SQLite driver
 # Everything else goes to standard error. What cannot be had is named there, loudly, and its variable
@@ -60,13 +61,18 @@ jars() {
 }
 
 setup_kafka() {
-  local libs=$cache/kafka-4.4.0
+  local libs=$cache/kafka-4.4.0 tools=$cache/kafka-tools-4.1.1
   if ! need_java; then
     unavailable "Apache Kafka" "needs Java 17 or newer: install openjdk-17-jdk-headless, or set JAVA_HOME"
   elif ! jars "$harness/kafka/pom.xml" "$libs"; then
     unavailable "Apache Kafka" "needs Maven ('mvn') and access to its central repository"
   else
     printf 'export TEST_JAVA=%q TEST_KAFKA_LIBS=%q\n' "$java" "$libs"
+    if jars "$harness/kafka-tools/pom.xml" "$tools"; then
+      printf 'export TEST_KAFKA_TOOLS=%q\n' "$tools"
+    else
+      unavailable "Kafka's console tools" "need Maven ('mvn') and access to its central repository"
+    fi
   fi
 }
 

@@ -1,14 +1,35 @@
 //! Bad input: every malformed record is in the DLQ with its reason, the good ones between them are in the tables.
 
+use finlake::demo::market::Message;
 use finlake::generate::Rng;
 use finlake_devkafka::DevKafka;
+use finlake_schemas::{Codec, Dec8, Tick, topics};
 
 use crate::exact::{World, market};
+use crate::harness::secs;
 use crate::rows;
 
+/// The message again, its tick changed.
+fn altered(m: &Message, codec: &Codec, change: impl FnOnce(&mut Tick<'_>)) -> Option<Message> {
+    let mut tick = codec.decode_tick(&m.value).ok()?;
+    change(&mut tick);
+    let mut value = Vec::new();
+    codec.encode_tick(&tick, 2, &mut value).unwrap();
+    let key = m.key.clone();
+    Some(Message { key, value })
+}
+
 /// Damages a message in one of many ways.
-fn damage(m: &mut finlake::demo::market::Message, rng: &mut Rng) {
-    match rng.below(6) {
+fn damage(m: &mut Message, rng: &mut Rng, codec: &Codec) {
+    match rng.below(8) {
+        6 => {
+            let negative = |t: &mut Tick<'_>| t.price = Dec8(-t.price.0);
+            *m = altered(m, codec, negative).unwrap_or_else(|| m.clone());
+        }
+        7 => {
+            let time = [-1, 4_102_444_800_000_000, i64::MAX, i64::MIN][rng.below(4) as usize];
+            *m = altered(m, codec, |t| t.trade_time = time).unwrap_or_else(|| m.clone());
+        }
         0 => {
             let n = rng.below(m.value.len() as u64) as usize;
             m.value.truncate(n);
@@ -33,7 +54,7 @@ fn malformed_inputs(world: &World, bad: usize) {
     let mut messages = Vec::with_capacity(bad + good.len());
     for i in 0..bad {
         let mut m = good[i % good.len()].clone();
-        damage(&mut m, &mut rng);
+        damage(&mut m, &mut rng, &world.codec);
         messages.push(m);
         if i % (bad / good.len()).max(1) == 0
             && let Some(m) = good.get(i / (bad / good.len()).max(1))
@@ -59,4 +80,54 @@ fn malformed_records_go_to_the_dlq_and_the_good_ones_to_the_tables() {
 fn a_hundred_thousand_malformed_records() {
     let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
     malformed_inputs(&World::at(broker.bootstrap(), "1m,1h,1d"), 100_000);
+}
+
+/// Rejected by a setting, the setting mended, redriven: each trade is in the tables then, once.
+#[test]
+fn redriven_after_the_fix_they_are_in_the_tables() {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,1h,1d");
+    world.create_topics();
+    let good = market(&world, 31, 4, 2_000);
+    let ahead = jiff::Timestamp::now().as_microsecond() + 3_600_000_000;
+    let mut early = 0;
+    let messages: Vec<Message> = (0..)
+        .zip(&good)
+        .filter_map(|(i, m)| {
+            // Not those that no setting mends.
+            let tick = world.codec.decode_tick(&m.value).ok()?;
+            let mut key = Vec::new();
+            tick.key(&mut key);
+            if key != m.key || tick.price.0 <= 0 {
+                return None;
+            }
+            let early_one = altered(m, &world.codec, |t| {
+                t.trade_time = ahead + i;
+                t.trade_id = (1 << 41) + i;
+            });
+            early += i64::from(early_one.is_some());
+            early_one
+        })
+        .collect();
+    world.produce(&messages);
+    world.finish("a");
+    let count = |sql: &str| rows::ask(&world.data(), sql)[0].parse::<i64>().unwrap();
+    let trades = "select coalesce(sum(trade_count), 0) from silver.market_ohlcv \
+                  where is_current and bar_interval = '1m'";
+    assert_eq!(count(trades), 0, "an hour ahead of their record: rejected");
+    assert_eq!(world.read(topics::DLQ).len() as i64, early);
+
+    for _ in 0..2 {
+        // The second time there is nothing left to do.
+        let redrive = ["dlq", "redrive", "--class", "future"];
+        world.finlake("a").args(redrive).run(secs(60)).ok();
+        world
+            .finlake("a")
+            .set("stream.max_ahead", "2h")
+            .args(["run", "--until-caught-up"])
+            .run(secs(120))
+            .ok();
+        assert_eq!(count(trades), early);
+        assert_eq!(count("select count(*) from bronze.market_ticks"), 2 * early);
+    }
 }

@@ -7,6 +7,7 @@ mod harness;
 mod capture;
 mod exact;
 mod faults;
+mod java;
 mod oracle;
 mod readers;
 mod rows;
