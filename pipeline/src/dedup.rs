@@ -1,7 +1,7 @@
 //! Lets each (source, symbol, trade id) pass once, for ever.
 //!
 //! The seen ids of a symbol lie in the store in chunks of 65,536 ids, under
-//! `source:symbol ‖ 0 ‖ chunk number (big-endian)`. The chunks that the current trades fall into
+//! `D ‖ source:symbol ‖ 0 ‖ chunk number (big-endian)`. The chunks that the current trades fall into
 //! are kept decoded; a changed one is written once per commit.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use finlake_market::seen::place;
 use finlake_topology::{Context, Failure, Forward, Processor};
 
 use crate::ledger::Counts;
+use crate::ohlcv::state::{CHUNK, name_key};
 use crate::table::Table;
 use crate::{Market, Msg, Observed};
 
@@ -136,8 +137,7 @@ impl Dedup {
 }
 
 fn store_key(name: &[u8], number: i64, key: &mut Vec<u8>) {
-    key.clear();
-    key.extend_from_slice(name);
+    name_key(CHUNK, name, key);
     key.push(0);
     key.extend_from_slice(&number.to_be_bytes());
 }

@@ -113,7 +113,9 @@ pub fn build(
         let plan = plan.clone();
         move || decode::Decode::new(plan.clone())
     });
-    let node = t.process("dedup", &[trades]).stores(&["dedup"]);
+    // What changes with every commit shares a store: each changelog is one more partition of the
+    // transaction, which the broker enlists, verifies and marks on its own.
+    let node = t.process("dedup", &[trades]).stores(&["bars"]);
     let fresh = node.with(move || dedup::Dedup::new(counts));
     let node = t.process("correct", &[bars]);
     let corrections = node.with({
@@ -130,7 +132,7 @@ pub fn build(
         let plan = plan.clone();
         move || gold::Gold::new(plan.clone(), metrics)
     });
-    let node = t.process("ledger", &[days]).stores(&["ledger"]);
+    let node = t.process("ledger", &[days]).stores(&["bars"]);
     node.sinks(&[entries])
         .with(move || ledger::Ledger::new(plan.clone(), counts, entries));
 

@@ -12,7 +12,7 @@
 mod correct;
 mod emit;
 mod source;
-mod state;
+pub(crate) mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;

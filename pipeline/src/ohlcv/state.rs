@@ -353,7 +353,8 @@ impl Versioned for TimeValue {
     }
 }
 
-/// First bytes of the store's keys.
+/// First bytes of the store's keys; `CHUNK` is the dedup's, the ledger's one key begins with `l`.
+pub(crate) const CHUNK: u8 = b'D';
 pub(crate) const SYMBOL: u8 = b'S';
 pub(crate) const BAR: u8 = b'B';
 pub(crate) const TIME: u8 = b'T';
