@@ -303,8 +303,15 @@ async fn prepare_lake(app: &App) -> Result<Lakehouse> {
             topics::OHLCV,
             topics::METRICS,
             topics::LEDGER,
+            topics::BARS,
         ],
     )?;
+    if let Some(missing) = facts.topics.iter().find(|t| t.partitions == 0) {
+        anyhow::bail!(
+            "topic {} does not exist; `finlake topics create` makes what this version needs",
+            missing.name
+        );
+    }
     let ids = KafkaIds {
         cluster_id: facts.cluster_id,
         topic_ids: facts.topics.into_iter().map(|t| (t.name, t.id)).collect(),

@@ -1,8 +1,8 @@
 //! `finlake schemas`: this version's Avro schemas against the registry.
 
 use anyhow::{Context, Result};
-use finlake_schemas::registry::{RegistryError, Subject};
 use finlake_schemas::Codec;
+use finlake_schemas::registry::{RegistryError, Subject};
 
 use super::{DIFFERS, SAME, printer};
 use crate::cli::{Global, SchemasCommand};
@@ -75,11 +75,7 @@ fn check(global: &Global, config: &Config) -> Result<u8> {
             }
         };
         differs |= state != "registered";
-        out.row(vec![
-            Some(subject.name()),
-            Some(state.to_owned()),
-            why,
-        ])?;
+        out.row(vec![Some(subject.name()), Some(state.to_owned()), why])?;
     }
     out.finish(&[])?;
     if differs {

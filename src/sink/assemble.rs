@@ -1,4 +1,4 @@
-//! Puts whole commits together, one Kafka partition at a time: a ledger entry, the input records of its range,
+//! Puts whole commits together, one Kafka partition at a time: a ledger entry, the input records of its ranges,
 //! the Silver and Gold records that carry its number.
 //!
 //! Pure: no I/O, no clock. Records come in as they are polled, in offset order per topic; complete commits come
@@ -19,11 +19,12 @@ pub enum Feed {
     Ticks,
     Ohlcv,
     Metrics,
+    Bars,
 }
 
 impl Feed {
-    /// The three feeds that fill a table, in table order.
-    pub const ROWS: [Feed; 3] = [Feed::Ticks, Feed::Ohlcv, Feed::Metrics];
+    /// The feeds that fill a table, in table order.
+    pub const ROWS: [Feed; FEEDS] = [Feed::Ticks, Feed::Ohlcv, Feed::Metrics, Feed::Bars];
 
     pub fn topic(self) -> &'static str {
         match self {
@@ -31,9 +32,17 @@ impl Feed {
             Feed::Ticks => topics::TICKS,
             Feed::Ohlcv => topics::OHLCV,
             Feed::Metrics => topics::METRICS,
+            Feed::Bars => topics::BARS,
         }
     }
 }
+
+/// Feeds that fill a table.
+pub const FEEDS: usize = 4;
+
+/// Places in [`Feed::ROWS`] of the inputs and of the outputs, with their topics in the ledger.
+pub const INPUTS: [(usize, &str); 2] = [(0, topics::TICKS), (3, topics::BARS)];
+const OUTPUTS: [(usize, &str); 2] = [(1, topics::OHLCV), (2, topics::METRICS)];
 
 /// Why the books do not add up. Every one stops the sink.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -48,11 +57,12 @@ pub enum AssembleError {
         found: i64,
     },
     #[error(
-        "INV-12: partition {partition}, commit {commit}: input starts at {found} where {expected} was due"
+        "INV-12: partition {partition}, commit {commit}: {topic} starts at {found} where {expected} was due"
     )]
     PositionGap {
         partition: i32,
         commit: i64,
+        topic: &'static str,
         expected: i64,
         found: i64,
     },
@@ -89,47 +99,49 @@ pub enum AssembleError {
 pub struct Held {
     /// Last commit in the table; 0 for none.
     pub commit: i64,
-    /// Input position the table has reached, exclusive.
+    /// Input position the table has reached, exclusive: of market.bars for the table that holds it, of market.ticks
+    /// for all others.
     pub input_end: i64,
 }
 
 /// A complete commit; its records stand at the front of the assembler's queues until [`Assembler::pop`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ready {
-    /// Records of ticks, ohlcv, metrics at the front of their queues; 0 where the table holds the commit already.
-    pub counts: [usize; 3],
-    /// Whether each of the three tables needs this commit.
-    pub wanted: [bool; 3],
+    /// Records at the front of each feed's queue; 0 where the table holds the commit already.
+    pub counts: [usize; FEEDS],
+    /// Whether each of the tables needs this commit.
+    pub wanted: [bool; FEEDS],
 }
 
 /// See the module's text. One per Kafka partition.
 #[derive(Debug)]
 pub struct Assembler {
     partition: i32,
-    held: [Held; 3],
+    held: [Held; FEEDS],
     /// Last commit handed on (or held by every table at the start).
     last: i64,
-    /// Input position after `last`; `None` until the first entry tells.
-    input_end: Option<i64>,
+    /// Position of each of [`INPUTS`] after `last`; `None` until the first entry tells.
+    input_ends: [Option<i64>; 2],
     ledger: VecDeque<(i64, LedgerEntry)>,
-    rows: [RecordQueue; 3],
-    /// Consumer positions of the three feeds: every record below has been pushed.
-    reached: [i64; 3],
+    rows: [RecordQueue; FEEDS],
+    /// Consumer positions of the feeds: every record below has been pushed.
+    reached: [i64; FEEDS],
 }
 
 impl Assembler {
     /// `held` per table and `from`, the offset at which reading of its feed begins, in the order of [`Feed::ROWS`].
-    pub fn new(partition: i32, held: [Held; 3], from: [i64; 3]) -> Self {
-        let first = held
-            .iter()
-            .min_by_key(|h| h.commit)
-            .copied()
-            .unwrap_or_default();
+    pub fn new(partition: i32, held: [Held; FEEDS], from: [i64; FEEDS]) -> Self {
+        let last = held.iter().map(|h| h.commit).min().unwrap_or(0);
+        let (bars, trades) = (held[3], &held[..3]);
+        let here = |h: &&Held| last > 0 && h.commit == last;
         Self {
             partition,
             held,
-            last: first.commit,
-            input_end: (first.commit > 0).then_some(first.input_end),
+            last,
+            input_ends: [
+                trades.iter().find(here).map(|h| h.input_end),
+                Some(&bars).filter(here).map(|h| h.input_end),
+            ],
             ledger: VecDeque::new(),
             rows: Default::default(),
             reached: from,
@@ -161,7 +173,7 @@ impl Assembler {
         Ok(())
     }
 
-    /// Takes in a record of one of the three row feeds.
+    /// Takes in a record of one of the row feeds.
     pub fn push(&mut self, feed: Feed, record: Queued<'_>) {
         if let Some(i) = Feed::ROWS.iter().position(|f| *f == feed) {
             self.reached[i] = self.reached[i].max(record.offset + 1);
@@ -177,7 +189,7 @@ impl Assembler {
     }
 
     /// Offset after the last record taken in of each row feed.
-    pub fn reached(&self) -> [i64; 3] {
+    pub fn reached(&self) -> [i64; FEEDS] {
         self.reached
     }
 
@@ -201,15 +213,15 @@ impl Assembler {
         self.rows[table].iter().take(n)
     }
 
-    /// Offsets of ledger, ticks, ohlcv and metrics from which all that was not handed on can be read again; `None` if
-    /// nothing was read yet.
-    pub fn resume_offsets(&self, ledger_position: i64) -> Option<[i64; 4]> {
+    /// Offsets of ledger, ticks, ohlcv, metrics and bars from which all that was not handed on can be read again;
+    /// `None` if nothing was read yet.
+    pub fn resume_offsets(&self, ledger_position: i64) -> Option<[i64; FEEDS + 1]> {
         let ledger = self
             .ledger
             .front()
             .map_or(ledger_position, |(offset, _)| *offset);
         let row = |i: usize| self.rows[i].front().map_or(self.reached[i], |r| r.offset);
-        self.input_end.map(|ticks| [ledger, ticks, row(1), row(2)])
+        self.input_ends[0].map(|ticks| [ledger, ticks, row(1), row(2), row(3)])
     }
 
     /// The next commit if all of it is here and adds up.
@@ -222,39 +234,43 @@ impl Assembler {
         };
         let commit = entry.commit;
         let partition = self.partition;
-        let ticks = entry.inputs.iter().find(|i| i.topic == topics::TICKS);
         let mut ready = Ready {
-            counts: [0; 3],
-            wanted: [false; 3],
+            counts: [0; FEEDS],
+            wanted: [false; FEEDS],
         };
         for (i, held) in self.held.iter().enumerate() {
             ready.wanted[i] = held.commit < commit;
         }
-        if let Some(range) = ticks {
-            if let Some(expected) = self.input_end
+        for ((i, topic), expected) in INPUTS.into_iter().zip(self.input_ends) {
+            // Entries of before an input existed do not speak of it.
+            let Some(range) = entry.inputs.iter().find(|i| i.topic == topic) else {
+                continue;
+            };
+            if let Some(expected) = expected
                 && range.start != expected
             {
                 return Err(AssembleError::PositionGap {
                     partition,
                     commit,
+                    topic,
                     expected,
                     found: range.start,
                 });
             }
-            if ready.wanted[0] {
+            if ready.wanted[i] {
                 // Trailing markers need not be waited for: all records counted is enough.
-                if self.reached[0] < range.end && (self.rows[0].len() as i64) < range.records {
+                if self.reached[i] < range.end && (self.rows[i].len() as i64) < range.records {
                     return Ok(None);
                 }
-                let n = self.rows[0]
+                let n = self.rows[i]
                     .iter()
                     .take_while(|r| r.offset < range.end)
                     .count();
-                self.check(0, n, range.records, range.hash, commit)?;
-                ready.counts[0] = n;
+                self.check(i, n, range.records, range.hash, commit)?;
+                ready.counts[i] = n;
             }
         }
-        for (i, topic) in [(1, topics::OHLCV), (2, topics::METRICS)] {
+        for (i, topic) in OUTPUTS {
             let Some(output) = entry.outputs.iter().find(|o| o.topic == topic) else {
                 continue;
             };
@@ -309,8 +325,10 @@ impl Assembler {
     pub fn pop(&mut self, ready: Ready) {
         if let Some((_, entry)) = self.ledger.pop_front() {
             self.last = entry.commit;
-            if let Some(range) = entry.inputs.iter().find(|i| i.topic == topics::TICKS) {
-                self.input_end = Some(range.end);
+            for (end, (_, topic)) in self.input_ends.iter_mut().zip(INPUTS) {
+                if let Some(range) = entry.inputs.iter().find(|i| i.topic == topic) {
+                    *end = Some(range.end);
+                }
             }
             for (queue, n) in self.rows.iter_mut().zip(ready.counts) {
                 queue.drop_front(n);
@@ -373,7 +391,7 @@ mod tests {
     }
 
     fn fresh() -> Assembler {
-        Assembler::new(0, [Held::default(); 3], [0; 3])
+        Assembler::new(0, [Held::default(); FEEDS], [0; FEEDS])
     }
 
     #[test]
@@ -389,8 +407,8 @@ mod tests {
         a.push(Feed::Ohlcv, q(7, b"bar"));
         a.push(Feed::Ticks, q(5, b"next commit's"));
         let ready = a.ready().unwrap().unwrap();
-        assert_eq!(ready.counts, [2, 1, 0]);
-        assert_eq!(ready.wanted, [true; 3]);
+        assert_eq!(ready.counts, [2, 1, 0, 0]);
+        assert_eq!(ready.wanted, [true; FEEDS]);
         a.pop(ready);
         assert_eq!(a.last_commit(), 1);
         assert_eq!(a.ready(), Ok(None));
@@ -400,7 +418,7 @@ mod tests {
     fn a_heartbeat_needs_no_records() {
         let mut a = fresh();
         a.push_ledger(0, entry(1, 0, 0, &[], &[])).unwrap();
-        assert_eq!(a.ready().unwrap().unwrap().counts, [0; 3]);
+        assert_eq!(a.ready().unwrap().unwrap().counts, [0; FEEDS]);
     }
 
     #[test]
@@ -437,8 +455,8 @@ mod tests {
             [Held {
                 commit: 4,
                 input_end: 10,
-            }; 3],
-            [10, 0, 0],
+            }; FEEDS],
+            [10, 0, 0, 10],
         );
         a.push_ledger(3, entry(4, 5, 10, &[], &[])).unwrap();
         a.push_ledger(4, entry(5, 11, 11, &[], &[])).unwrap();
@@ -466,7 +484,7 @@ mod tests {
                 input_end: 2,
             },
         );
-        let mut a = Assembler::new(0, [ahead, behind, behind], [4, 0, 0]);
+        let mut a = Assembler::new(0, [ahead, behind, behind, ahead], [4, 0, 0, 0]);
         a.push_ledger(1, entry(2, 2, 4, &[b"x", b"y"], &[b"bar"]))
             .unwrap();
         a.push_ledger(2, entry(3, 4, 5, &[b"z"], &[])).unwrap();
@@ -474,11 +492,96 @@ mod tests {
         let ready = a.ready().unwrap().unwrap();
         assert_eq!(
             (ready.counts, ready.wanted),
-            ([0, 1, 0], [false, true, true])
+            ([0, 1, 0, 0], [false, true, true, false])
         );
         a.pop(ready);
         a.push(Feed::Ticks, q(4, b"z"));
         let ready = a.ready().unwrap().unwrap();
-        assert_eq!((ready.counts, ready.wanted), ([1, 0, 0], [true; 3]));
+        assert_eq!((ready.counts, ready.wanted), ([1, 0, 0, 0], [true; FEEDS]));
+    }
+
+    /// Adds the range of market.bars to an entry.
+    fn with_bars(mut entry: LedgerEntry, start: i64, end: i64, bars: &[&[u8]]) -> LedgerEntry {
+        entry.inputs.push(InputRange {
+            topic: topics::BARS.into(),
+            start,
+            end,
+            records: bars.len() as i64,
+            hash: sum(bars),
+            accepted: bars.len() as i64,
+            duplicates: 0,
+            rejected: 0,
+            skipped: end - start - bars.len() as i64,
+        });
+        entry
+    }
+
+    #[test]
+    fn both_inputs_are_taken_by_their_ranges() {
+        let mut a = fresh();
+        a.push_ledger(
+            0,
+            with_bars(entry(1, 0, 1, &[b"x"], &[]), 0, 2, &[b"v", b"w"]),
+        )
+        .unwrap();
+        a.push(Feed::Ticks, q(0, b"x"));
+        assert_eq!(a.ready(), Ok(None), "market.bars is missing");
+        a.push(Feed::Bars, q(0, b"v"));
+        assert_eq!(a.ready(), Ok(None));
+        a.push(Feed::Bars, q(1, b"w"));
+        a.push(Feed::Bars, q(2, b"next commit's"));
+        let ready = a.ready().unwrap().unwrap();
+        assert_eq!(ready.counts, [1, 0, 0, 2]);
+        a.pop(ready);
+        // INV-13 and INV-12 for the second input as for the first.
+        a.push_ledger(1, with_bars(entry(2, 1, 1, &[], &[]), 2, 3, &[b"other"]))
+            .unwrap();
+        assert!(matches!(
+            a.ready(),
+            Err(AssembleError::Hash {
+                topic: "market.bars",
+                ..
+            })
+        ));
+        let mut a = fresh();
+        a.push_ledger(0, with_bars(entry(1, 0, 0, &[], &[]), 0, 0, &[]))
+            .unwrap();
+        let ready = a.ready().unwrap().unwrap();
+        a.pop(ready);
+        a.push_ledger(1, with_bars(entry(2, 0, 0, &[], &[]), 1, 1, &[]))
+            .unwrap();
+        assert!(matches!(
+            a.ready(),
+            Err(AssembleError::PositionGap {
+                topic: "market.bars",
+                expected: 0,
+                found: 1,
+                ..
+            })
+        ));
+    }
+
+    /// Tables of before market.bars was an input: its own table is new and begins with the ledger.
+    #[test]
+    fn a_table_that_is_new_reads_the_ledger_from_its_start() {
+        let held = Held {
+            commit: 2,
+            input_end: 4,
+        };
+        let mut a = Assembler::new(0, [held, held, held, Held::default()], [4, 0, 0, 0]);
+        a.push_ledger(0, entry(1, 0, 2, &[b"x", b"y"], &[]))
+            .unwrap();
+        a.push_ledger(1, entry(2, 2, 4, &[b"z", b"z"], &[]))
+            .unwrap();
+        a.push_ledger(2, with_bars(entry(3, 4, 4, &[], &[]), 0, 1, &[b"v"]))
+            .unwrap();
+        a.push(Feed::Bars, q(0, b"v"));
+        for wanted in [false, false, true] {
+            let ready = a.ready().unwrap().unwrap();
+            assert_eq!(ready.wanted, [wanted, wanted, wanted, true]);
+            assert_eq!(ready.counts, [0, 0, 0, usize::from(wanted)]);
+            a.pop(ready);
+        }
+        assert_eq!(a.last_commit(), 3);
     }
 }

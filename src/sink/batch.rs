@@ -4,20 +4,22 @@
 //! raw row in Bronze, and an error in Silver and Gold, whose records this application wrote itself.
 
 use finlake_lakehouse::{
-    BronzeRows, Cut, LakeError, Lakehouse, PartitionBatch, RecordAt, Rows, Table, VersionRows,
+    BarsRows, BronzeRows, Cut, LakeError, Lakehouse, PartitionBatch, RecordAt, Rows, Table,
+    VersionRows,
 };
 use finlake_schemas::{Codec, LedgerEntry, topics};
 
-use super::assemble::{AssembleError, Assembler, Feed, Ready};
+use super::assemble::{AssembleError, Assembler, FEEDS, Feed, INPUTS, Ready};
 
 /// Rows and cuts of one partition since the last table commit.
 pub struct Pending {
     partition: i32,
     bronze: BronzeRows,
+    bars: BarsRows,
     versions: [VersionRows; 2],
-    cuts: [Vec<Cut>; 3],
+    cuts: [Vec<Cut>; FEEDS],
     /// Input position before the first cut of each table.
-    input_start: [Option<i64>; 3],
+    input_start: [Option<i64>; FEEDS],
     frontier: i64,
     rows: usize,
     /// Offset of the first ledger entry taken in: where reading must begin if these rows are lost.
@@ -47,12 +49,13 @@ impl Pending {
         Ok(Self {
             partition,
             bronze: BronzeRows::new(topics::TICKS, partition),
+            bars: BarsRows::new(&lake.def(Table::Bars), topics::BARS, partition),
             versions: [
                 VersionRows::new(&lake.def(Table::Ohlcv), partition)?,
                 VersionRows::new(&lake.def(Table::Metrics), partition)?,
             ],
             cuts: Default::default(),
-            input_start: [None; 3],
+            input_start: [None; FEEDS],
             frontier: 0,
             rows: 0,
             first_entry: None,
@@ -62,7 +65,7 @@ impl Pending {
         })
     }
 
-    /// Rows gathered, over the three tables.
+    /// Rows gathered, over all tables.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -96,15 +99,20 @@ impl Pending {
             return Ok(());
         };
         self.first_entry.get_or_insert(offset);
-        let ticks = entry.inputs.iter().find(|i| i.topic == topics::TICKS);
-        let (start, end) = ticks.map_or((0, 0), |r| (r.start, r.end));
+        let ranges = INPUTS.map(|(_, topic)| {
+            let range = entry.inputs.iter().find(|i| i.topic == topic);
+            // Entries of before an input existed do not speak of it: it was at its beginning.
+            range.map_or((0, 0), |r| (r.start, r.end))
+        });
         self.frontier = self.frontier.max(entry.system_time);
         self.rows += ready.counts.iter().sum::<usize>();
         self.ticks(codec, assembler, ready.counts[0], entry);
-        self.bars(codec, assembler, ready.counts[1])?;
+        self.ohlcv(codec, assembler, ready.counts[1])?;
         self.metrics(codec, assembler, ready.counts[2])?;
+        self.bars(codec, assembler, ready.counts[3], entry)?;
         for (i, wanted) in ready.wanted.into_iter().enumerate() {
             if wanted {
+                let (start, end) = ranges[usize::from(i == INPUTS[1].0)];
                 self.input_start[i].get_or_insert(start);
                 self.cuts[i].push(Cut {
                     commit: entry.commit,
@@ -112,8 +120,8 @@ impl Pending {
                     system_time: entry.system_time,
                     ledger_next: Some(offset + 1),
                     output_next: match i {
-                        0 => None,
-                        _ => self.outputs_next[i - 1],
+                        1 | 2 => self.outputs_next[i - 1],
+                        _ => None,
                     },
                 });
             }
@@ -156,7 +164,30 @@ impl Pending {
         })
     }
 
-    fn bars(&mut self, codec: &Codec, assembler: &Assembler, n: usize) -> Result<(), TakeError> {
+    /// Records of market.bars; a row each, decodable or not.
+    fn bars(
+        &mut self,
+        codec: &Codec,
+        assembler: &Assembler,
+        n: usize,
+        entry: &LedgerEntry,
+    ) -> Result<(), TakeError> {
+        for r in assembler.records(3, n) {
+            let at = RecordAt {
+                offset: r.offset,
+                timestamp: r.timestamp_ms.saturating_mul(1000),
+                key: r.key,
+                schema_id: r.value.and_then(finlake_schemas::schema_id),
+                commit: entry.commit,
+                sys_from: entry.system_time,
+            };
+            let record = codec.decode_bars_input(r.value.unwrap_or_default()).ok();
+            self.bars.push(&at, record.as_ref(), r.value)?;
+        }
+        Ok(())
+    }
+
+    fn ohlcv(&mut self, codec: &Codec, assembler: &Assembler, n: usize) -> Result<(), TakeError> {
         for r in assembler.records(1, n) {
             let bar = codec
                 .decode_bar(r.value.unwrap_or_default())
@@ -179,10 +210,10 @@ impl Pending {
     }
 
     /// One part per table, `None` where the table has nothing to take.
-    pub fn finish(self) -> [Option<PartitionBatch>; 3] {
+    pub fn finish(self) -> [Option<PartitionBatch>; FEEDS] {
         let [silver, gold] = self.versions;
-        let [c0, c1, c2] = self.cuts;
-        let [s0, s1, s2] = self.input_start;
+        let [c0, c1, c2, c3] = self.cuts;
+        let [s0, s1, s2, s3] = self.input_start;
         let (partition, frontier) = (self.partition, self.frontier);
         let part = |cuts: Vec<Cut>, start: Option<i64>, rows: Rows| {
             (!cuts.is_empty()).then(|| PartitionBatch {
@@ -197,6 +228,7 @@ impl Pending {
             part(c0, s0, Rows::Bronze(self.bronze)),
             part(c1, s1, Rows::Versions(silver)),
             part(c2, s2, Rows::Versions(gold)),
+            part(c3, s3, Rows::Bars(self.bars)),
         ]
     }
 }

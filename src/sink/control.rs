@@ -8,7 +8,7 @@ use finlake_lakehouse::{LakeError, Outcome, Position, Table};
 use finlake_topology::Error as KafkaError;
 use parking_lot::Mutex;
 
-use super::assemble::AssembleError;
+use super::assemble::{AssembleError, FEEDS};
 use super::batch::TakeError;
 
 /// How the sink behaves.
@@ -42,11 +42,12 @@ pub enum SinkError {
     #[error(transparent)]
     Books(#[from] AssembleError),
     #[error(
-        "market.ticks partition {partition} begins at offset {low}, but {table} holds input only up to {held}: \
+        "{topic} partition {partition} begins at offset {low}, but {table} holds input only up to {held}: \
          offsets {held}..{low} are gone from the topic (retention or DeleteRecords). Raise retention.ms; to go on, \
          restore the records into the topic or rebuild the table in a new warehouse"
     )]
     Lost {
+        topic: &'static str,
         table: Table,
         partition: i32,
         held: i64,
@@ -77,10 +78,10 @@ pub struct SinkControl {
 /// What the sink has reached, for waiting, readiness and metrics.
 #[derive(Debug, Default)]
 pub struct SinkStatus {
-    /// Positions per partition, in the order of [`Table::ALL`].
-    pub positions: BTreeMap<i32, [Position; 3]>,
-    /// Snapshots made, per table.
-    pub snapshots: [u64; 3],
+    /// Positions per partition, of ticks, ohlcv, metrics and bars.
+    pub positions: BTreeMap<i32, [Position; FEEDS]>,
+    /// Snapshots made, per table in that order.
+    pub snapshots: [u64; FEEDS],
     /// Swaps lost to other writers.
     pub lost_swaps: u64,
     /// The group has answered at least once.

@@ -14,13 +14,21 @@ use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
 
-use super::assemble::{AssembleError, Assembler, Feed, Held};
+use super::assemble::{AssembleError, Assembler, FEEDS as TABLES, Feed, Held, INPUTS};
 use super::batch::Pending;
 use super::control::{SinkControl, SinkError, SinkObserver, SinkOptions, SinkStatus};
 use super::queue::Queued;
 
 /// Order of the consumer's topics: the ledger leads, the rest is attached.
-const FEEDS: [Feed; 4] = [Feed::Ledger, Feed::Ticks, Feed::Ohlcv, Feed::Metrics];
+const FEEDS: [Feed; TABLES + 1] = [
+    Feed::Ledger,
+    Feed::Ticks,
+    Feed::Ohlcv,
+    Feed::Metrics,
+    Feed::Bars,
+];
+/// The tables, in the order of [`Feed::ROWS`].
+const FILLS: [Table; TABLES] = [Table::Ticks, Table::Ohlcv, Table::Metrics, Table::Bars];
 /// Bytes waiting for their ledger entry before a partition's inputs are paused.
 const WAITING_BYTES: usize = 32 << 20;
 /// Ledger entries read ahead of their records.
@@ -30,8 +38,8 @@ struct Part {
     assembler: Assembler,
     pending: Pending,
     /// Per feed of [`Feed::ROWS`] past the first: records of commits the table holds are still being skipped.
-    skipping: [bool; 3],
-    held: [Held; 3],
+    skipping: [bool; TABLES],
+    held: [Held; TABLES],
     /// Topics held back, indices into [`FEEDS`].
     paused: Vec<u16>,
     /// The reading began from an offset that a table remembers, which is only a hint.
@@ -45,13 +53,13 @@ impl Part {
     fn new(
         lake: &Lakehouse,
         partition: i32,
-        held: [Held; 3],
-        from: [i64; 4],
+        held: [Held; TABLES],
+        from: [i64; TABLES + 1],
     ) -> Result<Part, LakeError> {
         Ok(Part {
-            assembler: Assembler::new(partition, held, [from[1], from[2], from[3]]),
+            assembler: Assembler::new(partition, held, [from[1], from[2], from[3], from[4]]),
             pending: Pending::new(lake, partition)?,
-            skipping: [false, true, true],
+            skipping: [false, true, true, false],
             held,
             paused: Vec::new(),
             hinted: false,
@@ -66,7 +74,7 @@ pub struct Sink {
     consumer: AttachedConsumer,
     watermarks: BaseConsumer,
     lake: Lakehouse,
-    tables: [TableSink; 3],
+    tables: [TableSink; TABLES],
     codec: Arc<Codec>,
     runtime: Handle,
     options: SinkOptions,
@@ -106,8 +114,21 @@ impl Sink {
                 TableSink::open(&lake, Table::Ticks).await?,
                 TableSink::open(&lake, Table::Ohlcv).await?,
                 TableSink::open(&lake, Table::Metrics).await?,
+                TableSink::open(&lake, Table::Bars).await?,
             ])
         })?;
+        let tidied = lake.clone();
+        runtime.spawn(async move {
+            for table in FILLS {
+                match tidied.tidy(table).await {
+                    Ok(0) => {}
+                    Ok(n) => tracing::info!(%table, n, "removed files that nothing refers to"),
+                    Err(e) => {
+                        tracing::warn!(%table, "looking for files that nothing refers to: {e}")
+                    }
+                }
+            }
+        });
         Ok(Self {
             consumer,
             watermarks,
@@ -229,7 +250,7 @@ impl Sink {
     /// Notes partitions as owned before they can be begun, so that a failure in between begins them again.
     fn expect(&mut self, partitions: &[i32]) -> Result<(), SinkError> {
         for &p in partitions {
-            let part = Part::new(&self.lake, p, [Held::default(); 3], [0; 4])?;
+            let part = Part::new(&self.lake, p, [Held::default(); TABLES], [0; TABLES + 1])?;
             self.parts.entry(p).or_insert(part);
         }
         Ok(())
@@ -240,16 +261,17 @@ impl Sink {
         if partitions.is_empty() {
             return Ok(());
         }
-        let [a, b, c] = &mut self.tables;
+        let [a, b, c, d] = &mut self.tables;
         self.runtime.block_on(async {
             tokio::try_join!(
                 a.assign(partitions),
                 b.assign(partitions),
-                c.assign(partitions)
+                c.assign(partitions),
+                d.assign(partitions)
             )
         })?;
         for &partition in partitions {
-            let held: [Held; 3] = std::array::from_fn(|i| {
+            let held: [Held; TABLES] = std::array::from_fn(|i| {
                 let at = self.tables[i]
                     .positions()
                     .get(&partition)
@@ -261,32 +283,36 @@ impl Sink {
                 }
             });
             let (lows, highs) = self.bounds(partition)?;
-            for (table, held) in Table::ALL.into_iter().zip(held).take(1) {
-                if held.commit > 0 && held.input_end < lows[1] {
+            // The tables of inputs read on where they stand, or not at all.
+            let mut inputs = [0; 2];
+            for (next, (i, topic)) in inputs.iter_mut().zip(INPUTS) {
+                let low = lows[i + 1];
+                if held[i].commit > 0 && held[i].input_end < low {
                     return Err(SinkError::Lost {
-                        table,
+                        topic,
+                        table: FILLS[i],
                         partition,
-                        held: held.input_end,
-                        low: lows[1],
+                        held: held[i].input_end,
+                        low,
                     });
                 }
+                *next = if held[i].commit > 0 {
+                    held[i].input_end
+                } else {
+                    low
+                };
             }
-            let ticks = if held[0].commit > 0 {
-                held[0].input_end
-            } else {
-                lows[1]
-            };
             let hint = if hints {
                 self.hints(partition)
             } else {
-                [None; 4]
+                [None; TABLES + 1]
             };
             let at = |i: usize| {
                 hint[i]
                     .filter(|next| (lows[i]..=highs[i]).contains(next))
                     .unwrap_or(lows[i])
             };
-            let from = [at(0), ticks, at(2), at(3)];
+            let from = [at(0), inputs[0], at(2), at(3), inputs[1]];
             self.consumer.start(partition, &from)?;
             tracing::info!(
                 partition,
@@ -305,8 +331,8 @@ impl Sink {
 
     /// Where the tables say that reading goes on, per feed: hints, since a topic may have changed meanwhile. The
     /// ledger goes on where the table that is furthest behind left it.
-    fn hints(&self, partition: i32) -> [Option<i64>; 4] {
-        let at: [Position; 3] = std::array::from_fn(|i| {
+    fn hints(&self, partition: i32) -> [Option<i64>; TABLES + 1] {
+        let at: [Position; TABLES] = std::array::from_fn(|i| {
             self.tables[i]
                 .positions()
                 .get(&partition)
@@ -317,12 +343,12 @@ impl Sink {
             .iter()
             .map(|p| p.ledger_next)
             .try_fold(i64::MAX, |least, next| Some(least.min(next?)));
-        [ledger, None, at[1].output_next, at[2].output_next]
+        [ledger, None, at[1].output_next, at[2].output_next, None]
     }
 
     /// First and next offset of each feed.
-    fn bounds(&self, partition: i32) -> Result<([i64; 4], [i64; 4]), SinkError> {
-        let (mut lows, mut highs) = ([0; 4], [0; 4]);
+    fn bounds(&self, partition: i32) -> Result<([i64; TABLES + 1], [i64; TABLES + 1]), SinkError> {
+        let (mut lows, mut highs) = ([0; TABLES + 1], [0; TABLES + 1]);
         for (i, feed) in FEEDS.into_iter().enumerate() {
             (lows[i], highs[i]) = self
                 .watermarks
@@ -396,7 +422,7 @@ impl Sink {
             // records, entries ahead of their records pause the ledger.
             if too_much && part.paused.is_empty() {
                 let hold: &[u16] = match entries {
-                    0 => &[1, 2, 3],
+                    0 => &[1, 2, 3, 4],
                     n if n > WAITING_ENTRIES => &[0],
                     _ => &[],
                 };
@@ -408,8 +434,8 @@ impl Sink {
                 && waiting < WAITING_BYTES / 2
                 && entries < WAITING_ENTRIES / 2
             {
-                let [ticks, ohlcv, metrics] = part.assembler.reached();
-                let next = [part.ledger_position, ticks, ohlcv, metrics];
+                let [ticks, ohlcv, metrics, bars] = part.assembler.reached();
+                let next = [part.ledger_position, ticks, ohlcv, metrics, bars];
                 for topic in part.paused.drain(..) {
                     self.consumer.start_input(
                         TopicIdx(topic),
@@ -425,7 +451,7 @@ impl Sink {
     /// Hands what is whole to the tables. `all`: heartbeats without rows too.
     fn commit(&mut self, all: bool) -> Result<(), SinkError> {
         self.due = Instant::now() + self.options.commit_interval;
-        let mut batches: [SinkBatch; 3] = Default::default();
+        let mut batches: [SinkBatch; TABLES] = Default::default();
         let mut span: Option<(i64, i64)> = None;
         let mut rows = 0;
         for (&partition, part) in &mut self.parts {
@@ -448,16 +474,17 @@ impl Sink {
             return Ok(());
         }
         let began = Instant::now();
-        let [a, b, c] = &mut self.tables;
-        let [x, y, z] = batches;
+        let [a, b, c, d] = &mut self.tables;
+        let [w, x, y, z] = batches;
         let outcomes = self.runtime.block_on(async {
             let one = |table: Table, outcome: Result<Outcome, LakeError>| {
                 outcome.map(|o| (table, o, began.elapsed()))
             };
             tokio::join!(
-                async { one(Table::Ticks, commit_one(a, x).await) },
-                async { one(Table::Ohlcv, commit_one(b, y).await) },
-                async { one(Table::Metrics, commit_one(c, z).await) },
+                async { one(Table::Ticks, commit_one(a, w).await) },
+                async { one(Table::Ohlcv, commit_one(b, x).await) },
+                async { one(Table::Metrics, commit_one(c, y).await) },
+                async { one(Table::Bars, commit_one(d, z).await) },
             )
         });
         // Instances that commit at one beat would lose a swap each time: whoever lost one moves off it.
@@ -474,7 +501,7 @@ impl Sink {
         }
         // Every table that has committed is told of, even if another has failed.
         let mut failed: Option<LakeError> = None;
-        for outcome in [outcomes.0, outcomes.1, outcomes.2] {
+        for outcome in [outcomes.0, outcomes.1, outcomes.2, outcomes.3] {
             match outcome {
                 Ok((table, outcome, took)) => {
                     let mut status = self.status.lock();
@@ -496,7 +523,7 @@ impl Sink {
         if let Some((old, new)) = span {
             self.observer.whole(old, new, rows);
         }
-        for (table, sink) in Table::ALL.into_iter().zip(&self.tables) {
+        for (table, sink) in FILLS.into_iter().zip(&self.tables) {
             self.observer
                 .shape(table, sink.live_files(), sink.hot_rows());
         }
@@ -508,7 +535,7 @@ impl Sink {
         let mut status = self.status.lock();
         let mut frontier = i64::MAX;
         for &partition in self.parts.keys() {
-            let at: [Position; 3] = std::array::from_fn(|i| {
+            let at: [Position; TABLES] = std::array::from_fn(|i| {
                 self.tables[i]
                     .positions()
                     .get(&partition)
@@ -617,7 +644,7 @@ fn commit_of(codec: &Codec, feed: Feed, value: &[u8]) -> Option<i64> {
     match feed {
         Feed::Ohlcv => codec.decode_bar(value).ok().map(|b| b.commit),
         Feed::Metrics => codec.decode_metrics(value).ok().map(|m| m.commit),
-        Feed::Ledger | Feed::Ticks => None,
+        Feed::Ledger | Feed::Ticks | Feed::Bars => None,
     }
 }
 
