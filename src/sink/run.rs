@@ -487,18 +487,6 @@ impl Sink {
                 async { one(Table::Bars, commit_one(d, z).await) },
             )
         });
-        // Instances that commit at one beat would lose a swap each time: whoever lost one moves off it.
-        let lost =
-            |o: &Result<(_, Outcome, _), LakeError>| matches!(o, Ok((_, o, _)) if o.lost_swaps > 0);
-        if [&outcomes.0, &outcomes.1, &outcomes.2]
-            .into_iter()
-            .any(lost)
-        {
-            self.due += self
-                .options
-                .commit_interval
-                .mul_f64(rand::random_range(0.1..0.5));
-        }
         // Every table that has committed is told of, even if another has failed.
         let mut failed: Option<LakeError> = None;
         for outcome in [outcomes.0, outcomes.1, outcomes.2, outcomes.3] {
