@@ -20,6 +20,9 @@ use crate::tables::Table;
 
 const TRIES: u32 = 20;
 
+/// How pins of FinLake's own runs begin.
+pub const PIN_PREFIX: &str = "finlake-";
+
 /// A tag of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PinInfo {
@@ -154,6 +157,18 @@ impl Lakehouse {
             }
         }
         Ok(gone)
+    }
+
+    /// What a process that writes a table does once, at its start: lets go of pins that crashed
+    /// runs left behind for a day, and of files that nothing refers to. Returns how many files
+    /// went.
+    ///
+    /// # Errors
+    /// `Catalog`, `Conflict`, `Storage`.
+    pub async fn tidy(&self, table: Table) -> Result<usize> {
+        self.unpin_stale(table, PIN_PREFIX, Duration::from_secs(24 * 3600))
+            .await?;
+        self.sweep(table).await
     }
 
     /// Deletes files under the table's location that no kept snapshot refers to and that are

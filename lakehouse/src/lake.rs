@@ -57,6 +57,9 @@ pub struct Upkeep {
     pub copy_bytes: u64,
     /// Row groups are copied as they are where a file has at least this many rows to each.
     pub copy_rows: u64,
+    /// Files that hold together no more rows than this are always sorted into one row group: it
+    /// costs little, and row groups of a few rows would cost every reader.
+    pub small_rows: u64,
     /// Files of similar size that make a merge, as long as the table has few files.
     pub fan_in: usize,
     /// Live files a table should not exceed by much: merging grows eager towards it. A table of
@@ -64,7 +67,8 @@ pub struct Upkeep {
     pub files: usize,
     /// A partition that no commit has written for this many snapshots is merged to the end.
     pub idle: i64,
-    /// Files of fewer rows are left uncompressed: they are merged soon.
+    /// Files of fewer rows are written without compression and dictionaries: they are merged
+    /// soon, and until then cost a few kilobytes more.
     pub plain_rows: usize,
     /// Files under `metadata/` and `data/` that nothing refers to are removed at start if older.
     pub orphan_age: Duration,
@@ -80,6 +84,7 @@ impl Default for Upkeep {
             merge_rows: 120_000,
             copy_bytes: 64 << 20,
             copy_rows: 1_000,
+            small_rows: 8_192,
             fan_in: 8,
             files: 120,
             idle: 60,

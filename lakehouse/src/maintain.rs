@@ -20,10 +20,6 @@ use crate::lake::Upkeep;
 /// they are read whole when an old row closes; the others go on by joining.
 pub const SORT_ROWS: u64 = 120_000;
 
-/// Files that hold together no more than this are always sorted into one row group: it costs
-/// little, and row groups of a few rows would cost every reader.
-pub const SMALL_ROWS: u64 = 8_192;
-
 /// Snapshots expired in one commit at most, so that one commit after a pause stays short.
 const EXPIRE_PER_COMMIT: usize = 20;
 
@@ -234,7 +230,7 @@ impl MergeGroup {
         &self,
         upkeep: &Upkeep,
     ) -> (Vec<&Arc<FileMeta>>, Vec<&Arc<FileMeta>>) {
-        if self.rows() <= SMALL_ROWS {
+        if self.rows() <= upkeep.small_rows {
             return (Vec::new(), self.files.iter().collect());
         }
         self.files

@@ -47,7 +47,7 @@ pub struct FileWriter {
     spec_id: i32,
     sort_order_id: i32,
     props: WriterProperties,
-    /// For files of fewer rows than `plain_rows`: uncompressed.
+    /// For files of fewer rows than `plain_rows`: no compression, no dictionaries.
     plain: WriterProperties,
     plain_rows: usize,
 }
@@ -86,7 +86,7 @@ impl FileWriter {
             spec_id: metadata.default_partition_spec_id(),
             sort_order_id: metadata.default_sort_order_id() as i32,
             props: writer_properties(def)?,
-            plain: properties(def, Compression::UNCOMPRESSED),
+            plain: properties(def, Compression::UNCOMPRESSED, false),
             plain_rows: lake.config().upkeep.plain_rows,
         })
     }
@@ -444,12 +444,17 @@ fn retag(array: &dyn Array, tz: Option<Arc<str>>) -> arrow::array::ArrayRef {
 /// # Errors
 /// `Parquet` for an impossible compression level.
 pub fn writer_properties(def: &TableDef) -> Result<WriterProperties> {
-    Ok(properties(def, Compression::ZSTD(ZstdLevel::try_new(1)?)))
+    Ok(properties(
+        def,
+        Compression::ZSTD(ZstdLevel::try_new(1)?),
+        true,
+    ))
 }
 
-fn properties(def: &TableDef, compression: Compression) -> WriterProperties {
+fn properties(def: &TableDef, compression: Compression, dictionaries: bool) -> WriterProperties {
     let mut props = WriterProperties::builder()
         .set_compression(compression)
+        .set_dictionary_enabled(dictionaries)
         .set_max_row_group_row_count(Some(ROW_GROUP))
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_created_by("finlake".into());

@@ -30,6 +30,12 @@ pub fn eager(dir: &Path, partitions: i32) -> LakeConfig {
     c.upkeep.snapshot_age = Duration::ZERO;
     c.upkeep.manifests = 5;
     c.upkeep.fan_in = 3;
+    // Small numbers, so that short tests meet every way of merging.
+    c.upkeep.idle = 7;
+    c.upkeep.files = 12;
+    c.upkeep.small_rows = 6;
+    c.upkeep.copy_rows = 4;
+    c.upkeep.plain_rows = 5;
     c.hot.batch = 4;
     c.hot.rewrites = 1;
     c.hot.max_rows = 12;
