@@ -10,6 +10,7 @@ use finlake_state::{StateDb, StoreId, StoreSpec, TaskState};
 use crate::Micros;
 use crate::builder::Topology;
 use crate::error::Error;
+use crate::faults::Faults;
 use crate::processor::Domain;
 use crate::record::{RecordBatch, TopicIdx};
 use crate::stats::CommitStats;
@@ -93,6 +94,18 @@ impl<D: Domain> TestDriver<D> {
         driver.catch_up()?;
         driver.ends = driver.task.positions().collect();
         Ok(driver)
+    }
+
+    /// Restarts the task with these faults planted.
+    pub fn plant(&mut self, faults: Faults) -> Result<(), Error> {
+        self.config.faults = faults;
+        self.crash().map(drop)
+    }
+
+    /// Prepares a commit and sends it, and then the transaction fails: nothing of it is seen.
+    pub fn fail_commit(&mut self) -> Result<Vec<i64>, Error> {
+        self.task.prepare_commit(self.now, CommitKind::default())?;
+        self.abort()
     }
 
     /// The clock.

@@ -17,6 +17,7 @@ pub mod context;
 mod describe;
 pub mod driver;
 pub mod error;
+pub mod faults;
 mod ffi;
 pub mod gate;
 mod graph;

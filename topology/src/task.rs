@@ -14,6 +14,7 @@ use crate::Micros;
 use crate::builder::{Decl, Topology};
 use crate::context::{Context, Core, InputTally, NodeAccess, Phase, SinkTally};
 use crate::error::Error;
+use crate::faults::Faults;
 use crate::graph::Graph;
 use crate::inv::{Inv, check};
 use crate::output::Outputs;
@@ -28,6 +29,8 @@ pub struct TaskConfig {
     pub app_id: Arc<str>,
     /// A commit at least this often, microseconds (10 s).
     pub heartbeat_us: Micros,
+    /// For tests of the checks; none.
+    pub faults: Faults,
 }
 
 impl TaskConfig {
@@ -36,6 +39,7 @@ impl TaskConfig {
         Self {
             app_id: Arc::from(app_id),
             heartbeat_us: 10_000_000,
+            faults: Faults::default(),
         }
     }
 }
@@ -326,6 +330,9 @@ impl<D: Domain> Task<D> {
         self.core
             .state
             .put(TASK_STORE_ID, TASK_KEY, &encode_task_record(&record));
+        if self.config.faults.store_before_transaction {
+            self.write_overlay(0)?;
+        }
         Ok(())
     }
 
@@ -431,15 +438,50 @@ impl<D: Domain> Task<D> {
             .state
             .commit(&checkpoint)
             .map_err(|e| self.store_failed(&e))?;
+        let twice = self.config.faults.range_twice == Some(self.core.commit);
+        let kept = twice.then(|| (self.core.inputs.clone(), self.core.counters.clone()));
         self.core.commit += 1;
         self.clear_tallies();
+        if let Some((inputs, counters)) = kept {
+            (self.core.inputs, self.core.counters) = (inputs, counters);
+        }
         self.committed_at = Some(now);
+        Ok(())
+    }
+
+    /// A planted fault: what the stores from `first` on have uncommitted goes down under the
+    /// checkpoint that is there, and stands in the overlay all the same.
+    fn write_overlay(&mut self, first: StoreId) -> Result<(), Error> {
+        let state = &mut self.core.state;
+        let dirty = state.dirty().filter(|(store, ..)| *store >= first);
+        let dirty: Vec<(StoreId, Vec<u8>, Option<Vec<u8>>)> = dirty
+            .map(|(store, key, value)| (store, key.to_vec(), value.map(<[u8]>::to_vec)))
+            .collect();
+        let mut put = |state: &mut TaskState| {
+            for (store, key, value) in &dirty {
+                match value {
+                    Some(value) => state.put(*store, key, value),
+                    None => state.delete(*store, key),
+                }
+            }
+        };
+        state.discard();
+        put(state);
+        let checkpoint = state.checkpoint().cloned().unwrap_or_default();
+        state.commit(&checkpoint).map_err(Error::fatal)?;
+        put(state);
         Ok(())
     }
 
     /// Drop everything since the last commit. The task stands still until its
     /// next `resume`.
     pub fn abort(&mut self) {
+        if self.config.faults.overlay_after_abort && self.running {
+            // Not the engine's own record: its positions would give the fault away at once.
+            if let Err(e) = self.write_overlay(TASK_STORE_ID + 1) {
+                tracing::error!("planting a fault failed: {e}");
+            }
+        }
         self.forget();
         self.running = false;
     }

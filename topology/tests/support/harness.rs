@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use finlake_topology::faults::Faults;
 use finlake_topology::state::StateDb;
 use finlake_topology::thread::{Control, Hooks, StreamThread, ThreadConfig};
 use finlake_topology::{Error, SchemaGate};
@@ -16,6 +17,7 @@ pub struct Process {
     pub db: StateDb,
     pub thread: Option<StreamThread<Toy, MockBroker>>,
     pub control: Control,
+    pub faults: Faults,
     /// Taken by the next start.
     pub gate: Option<Box<dyn SchemaGate>>,
 }
@@ -32,6 +34,7 @@ impl Process {
             db: StateDb::memory(),
             thread: None,
             control: Control::default(),
+            faults: Faults::default(),
             gate: None,
         }
     }
@@ -48,7 +51,9 @@ impl Process {
             ..Hooks::default()
         };
         let t = toy::topology();
-        let mut thread = StreamThread::new(&t, broker, self.db.clone(), config(), hooks);
+        let mut config = config();
+        config.task.faults = self.faults;
+        let mut thread = StreamThread::new(&t, broker, self.db.clone(), config, hooks);
         thread.start()?;
         self.thread = Some(thread);
         Ok(())
