@@ -88,6 +88,8 @@ fn content_of(b: &Break) -> u128 {
 }
 
 type OpenBreaks = HashMap<Box<[u8]>, Open>;
+/// Breaks that a batch leaves open, in the order they came.
+type Opened = Vec<(Box<[u8]>, Open)>;
 
 /// The writing half of `quality.breaks` in one process.
 #[derive(Debug)]
@@ -212,7 +214,7 @@ impl BreaksSink {
             self.load().await?;
         }
         let mut parts = Vec::new();
-        let mut moved: Vec<(i32, Vec<(Box<[u8]>, Open)>)> = Vec::new();
+        let mut moved: Vec<(i32, Opened)> = Vec::new();
         for batch in batches {
             let (part, opened) = self.versions(batch)?;
             if let Some(part) = part {
@@ -233,11 +235,7 @@ impl BreaksSink {
     }
 
     /// The versions that a batch makes, and the breaks they leave open.
-    #[allow(clippy::type_complexity)]
-    fn versions(
-        &self,
-        batch: BreakBatch,
-    ) -> Result<(Option<PartitionBatch>, Vec<(Box<[u8]>, Open)>)> {
+    fn versions(&self, batch: BreakBatch) -> Result<(Option<PartitionBatch>, Opened)> {
         let partition = batch.partition;
         let known = self.open.get(&partition).ok_or_else(|| {
             LakeError::Internal(format!(
