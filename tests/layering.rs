@@ -33,7 +33,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "finlake-market",
             "finlake-pipeline",
             "finlake-lakehouse",
+            "finlake-reconcile",
         ],
+    ),
+    (
+        "finlake-reconcile",
+        &["finlake-schemas", "finlake-market", "finlake-lakehouse"],
     ),
 ];
 
@@ -47,6 +52,19 @@ const PURE: &[&str] = &[
     "lakehouse/src/plan.rs",
     "topology/src/task.rs",
     "devkafka/src/core",
+    "reconcile/src/bisect.rs",
+    "reconcile/src/books.rs",
+    "reconcile/src/bronze.rs",
+    "reconcile/src/columns.rs",
+    "reconcile/src/counts.rs",
+    "reconcile/src/drift.rs",
+    "reconcile/src/findings.rs",
+    "reconcile/src/gold.rs",
+    "reconcile/src/ledger.rs",
+    "reconcile/src/rules.rs",
+    "reconcile/src/silver.rs",
+    "reconcile/src/trades.rs",
+    "reconcile/src/versions.rs",
 ];
 
 /// Words that may not stand in a pure module, each with the reason.

@@ -61,35 +61,52 @@ pub fn two_contents(partition: i32, ids: &[SameId], names: &Names, out: &mut Fin
     }
 }
 
-/// Gaps in the ids of a feed: trades that never arrived. `ignore` takes ids below which nothing
-/// is reported (the feed was not recorded then).
+/// Gaps in the ids of a feed: trades that never arrived. `rejected` ids did arrive, ascending;
+/// beyond the `settled` id of an instrument a gap may still fill. Returns missing ids and ids in
+/// all.
 pub fn gaps(
     seen: &Seen,
     rejected: &BTreeMap<u32, Vec<i64>>,
+    settled: &BTreeMap<u32, i64>,
     names: &Names,
     date: Option<i32>,
     out: &mut Findings,
-) {
+) -> (i64, i64) {
+    let (mut missing, mut all) = (0, 0);
     for id in 0..names.len() {
+        // Instruments are numbered with 32 bits.
         let symbol = id as u32;
         let known = rejected.get(&symbol).map_or(&[][..], Vec::as_slice);
-        for pair in seen.runs(symbol).windows(2) {
+        let settled = settled.get(&symbol).copied().unwrap_or(i64::MIN);
+        let runs = seen.runs(symbol);
+        if let (Some(first), Some(last)) = (runs.first(), runs.last()) {
+            all += last.1 - first.0 + 1;
+        }
+        for pair in runs.windows(2).take_while(|pair| pair[1].0 <= settled) {
             let mut from = pair[0].1 + 1;
             let to = pair[1].0;
-            // A rejected record arrived: it is in Bronze and in the dead-letter topic.
+            // A refused record arrived: it is in Bronze and in the dead-letter topic.
             let start = known.partition_point(|id| *id < from);
             for id in known[start..].iter().take_while(|id| **id < to) {
-                gap(symbol, from, *id, names, date, out);
+                missing += gap(symbol, from, *id, names, date, out);
                 from = id + 1;
             }
-            gap(symbol, from, to, names, date, out);
+            missing += gap(symbol, from, to, names, date, out);
         }
     }
+    (missing, all)
 }
 
-fn gap(symbol: u32, from: i64, to: i64, names: &Names, date: Option<i32>, out: &mut Findings) {
+fn gap(
+    symbol: u32,
+    from: i64,
+    to: i64,
+    names: &Names,
+    date: Option<i32>,
+    out: &mut Findings,
+) -> i64 {
     if from >= to {
-        return;
+        return 0;
     }
     let (source, name) = names.get(symbol);
     let key = format!("{source}:{name}:{from}..{to}");
@@ -108,6 +125,7 @@ fn gap(symbol: u32, from: i64, to: i64, names: &Names, date: Option<i32>, out: &
     );
     f.trade_date = date;
     out.push(f);
+    to - from
 }
 
 /// What the ledger says of one commit's input, and what Bronze has of it.

@@ -35,6 +35,12 @@ pub struct TaskAudit {
     /// The task stopped gracefully with this entry.
     #[serde(rename = "l", default)]
     pub last: bool,
+    /// Records ever taken, by input topic. Only known if the audit has seen every entry.
+    #[serde(rename = "r", default)]
+    pub taken: BTreeMap<String, i64>,
+    /// Every entry from the first on was seen.
+    #[serde(rename = "w", default)]
+    pub whole: bool,
 }
 
 /// The stored state is not one.
@@ -151,7 +157,17 @@ impl LedgerAudit {
                     .detail("the first entry of a task names a predecessor"),
             );
         }
+        let mut taken = before.map(|b| b.taken.clone()).unwrap_or_default();
+        for i in &entry.inputs {
+            *taken.entry(i.topic.clone()).or_default() += i.records;
+        }
+        let whole = match before {
+            Some(b) => b.whole && entry.commit == b.commit + 1,
+            None => entry.commit == 1,
+        };
         let state = TaskAudit {
+            taken,
+            whole,
             commit: entry.commit,
             system_time: entry.system_time,
             hash: hex(hash128(&[], value)),
@@ -402,9 +418,15 @@ pub(crate) mod tests {
 
     #[test]
     fn fixture_of_the_stored_state() {
-        let text = r#"v1 {"c":2,"s":5,"h":"00","i":{"market.ticks":9},"t":{"records":9},"l":true}"#;
+        let old = r#"v1 {"c":2,"s":5,"h":"00","i":{"market.ticks":9},"t":{"records":9},"l":true}"#;
+        let state = TaskAudit::decode(old).unwrap();
+        assert_eq!(
+            (state.commit, state.inputs["market.ticks"], state.whole),
+            (2, 9, false)
+        );
+        let text = r#"v1 {"c":2,"s":5,"h":"00","i":{"market.ticks":9},"t":{"records":9},"l":true,"r":{"market.ticks":9},"w":true}"#;
         let state = TaskAudit::decode(text).unwrap();
-        assert_eq!((state.commit, state.inputs["market.ticks"]), (2, 9));
+        assert_eq!((state.taken["market.ticks"], state.whole), (9, true));
         assert_eq!(state.encode(), text);
     }
 
@@ -505,7 +527,8 @@ pub(crate) mod tests {
                 4 => input.skipped += by,
                 5 => input.start += by,
                 6 => input.end += by,
-                _ => entry.commit += by,
+                // A smaller number in the last entry reads as one read again; the next one tells.
+                _ => entry.commit += by.abs(),
             }
             prop_assert!(!run(&bad).is_empty());
         }

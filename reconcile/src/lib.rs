@@ -1,23 +1,28 @@
 //! The proof: does the ledger add up, and do the tables hold what the ledger and the layer below
 //! say?
 //!
-//! Pure comparisons (`findings`, `ledger`, `counts`, `bisect`, `versions`, `trades`, `silver`,
-//! `gold`, `bronze`, `rules`, `drift`) take facts that were handed in and give findings; only
-//! `columns` and `run` know Arrow and the lakehouse. Must never: write a table, read a clock,
-//! decide by the order of a hash table. Data flows: pinned tables, ledger entries and topics →
-//! columns → comparison → [`Finding`]s, which the caller prints and sends as breaks.
+//! Everything but `run` and `shape` is pure: comparisons take facts that were handed in and give
+//! [`Finding`]s. Must never: write a table, read a clock outside of `run`, decide by the order of
+//! a hash table. Data flows: pinned tables, ledger entries and topics → `columns` → comparisons →
+//! findings, which the caller prints and sends as breaks.
 
 pub mod bisect;
+pub mod books;
 pub mod bronze;
+pub mod columns;
 pub mod counts;
 pub mod drift;
 pub mod findings;
 pub mod gold;
 pub mod ledger;
 pub mod rules;
+pub mod run;
+pub mod shape;
 pub mod silver;
 pub mod trades;
 pub mod versions;
 
-pub use findings::{Finding, Findings, Layer};
+pub use books::Books;
+pub use findings::{Changes, Finding, Findings, Layer, Scope, changes};
 pub use ledger::{LedgerAudit, TaskAudit};
+pub use run::{Options, Pins, Records, Report, Watch};

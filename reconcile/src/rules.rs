@@ -139,6 +139,16 @@ impl Tally {
         *g = g.max(value);
     }
 
+    /// Takes over another tally.
+    pub fn absorb(&mut self, other: Tally) {
+        for (measure, (wrong, all)) in other.sums {
+            self.add(measure, wrong, all);
+        }
+        for (measure, value) in other.greatest {
+            self.greatest(measure, value);
+        }
+    }
+
     /// Judges the rules whose measures were taken. Counts stay counts; `missing_bars` and `null_rate` are
     /// shares, `id_gaps` is per million.
     pub fn judge(&self, rules: &[Rule]) -> Vec<Measured> {
@@ -188,6 +198,7 @@ pub fn broken(measured: &[Measured], date: Option<i32>, out: &mut Findings) {
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 /// Measures the current rows of one slice. `rows` sorted by key; `whole` says of a bar that no
 /// trade of it is on its way, so that its sums can be judged.
 pub fn bars(
@@ -333,6 +344,7 @@ pub struct Kline {
     pub volume: i128,
 }
 
+#[allow(clippy::too_many_arguments)]
 /// Compares current bars with the exchange's. Only the threshold counts: feeds differ in the last
 /// trade of a bar.
 pub fn klines(

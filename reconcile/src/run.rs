@@ -1,0 +1,224 @@
+//! A reconciliation: pins the tables, reads them slice by slice, hands the rows to the
+//! comparisons, and says what could not be checked.
+//!
+//! Reads only. Every layer is compared at the cut that the pinned snapshots hold, so it runs
+//! while the pipeline runs: the newer table of the two is read only as far as the older one's cut,
+//! and a Bronze table that stays behind Silver is "could not check", not a break. Data flows:
+//! [`Pins`] → `columns` → comparisons → [`Report`].
+
+mod layers;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use finlake_lakehouse::{Filter, LakeError, Lakehouse, Pinned, Table};
+use finlake_market::GoldConfig;
+
+use crate::books::Books;
+use crate::findings::{Findings, Layer};
+use crate::rules::{Measured, Rule, Tally};
+use crate::trades::Rules;
+
+/// What to check.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bronze, Silver, Gold.
+    pub layers: BTreeSet<Layer>,
+    /// Trade dates (days since 1970), half-open; `None`: everything.
+    pub dates: Option<(i32, i32)>,
+    pub symbol: Option<String>,
+    /// As known at this system time (µs); `None`: at the cut the tables hold.
+    pub as_of: Option<i64>,
+    /// How long a correction may wait for its turn, µs.
+    pub patience: i64,
+    pub validators: Vec<Rule>,
+    pub market: Rules,
+    pub gold: GoldConfig,
+    /// Findings listed at most.
+    pub limit: usize,
+    /// How long to wait for Bronze to reach Silver's cut.
+    pub wait: Duration,
+    /// Registered schemas by layer, as text.
+    pub registered: BTreeMap<Layer, String>,
+}
+
+/// Follows a run.
+pub trait Watch {
+    /// `rows` more were compared of about `of` in all, in `what`.
+    fn rows(&self, what: &str, rows: u64, of: u64);
+}
+
+/// Nobody looks.
+pub struct Unwatched;
+impl Watch for Unwatched {
+    fn rows(&self, _: &str, _: u64, _: u64) {}
+}
+
+/// Where records of the topic come from: content hashes by offset of what is still retained.
+pub trait Records {
+    /// (offset, content hash) of the records of `market.ticks` in `[from, to)`, and the first
+    /// offset that the topic still has.
+    ///
+    /// # Errors
+    /// Why the topic could not be read.
+    fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<(i64, Vec<(i64, u128)>), String>;
+}
+
+/// What came out.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub findings: Findings,
+    pub measured: Vec<Measured>,
+    /// Why something could not be checked; with any, "clean" cannot be said.
+    pub unchecked: Vec<String>,
+    /// Beginnings of causes that were not looked at.
+    pub unchecked_causes: BTreeSet<String>,
+    /// Rows compared, by layer.
+    pub rows: BTreeMap<Layer, u64>,
+    /// System time (µs) of the cut, by partition.
+    pub cut: BTreeMap<i32, i64>,
+    /// Time spent comparing, without reading and decoding files.
+    pub compared: Duration,
+}
+
+impl Report {
+    /// 0 clean, 1 breaks, 2 could not check.
+    pub fn exit_code(&self) -> u8 {
+        if !self.findings.is_empty() {
+            1
+        } else if !self.unchecked.is_empty() {
+            2
+        } else {
+            0
+        }
+    }
+}
+
+/// The tables of a run, each at one snapshot.
+#[derive(Debug)]
+pub struct Pins {
+    pub bronze: Option<Pinned>,
+    pub silver: Option<Pinned>,
+    pub gold: Option<Pinned>,
+}
+
+impl Pins {
+    /// Pins what the layers need, under this tag: the layer and the one it is computed from, the
+    /// computed one first, so that its input is at least as new as a rule; waits a while for it
+    /// to be.
+    ///
+    /// # Errors
+    /// What the lakehouse gives; a table that does not exist.
+    pub async fn take(
+        lake: &Lakehouse,
+        layers: &BTreeSet<Layer>,
+        tag: &str,
+        wait: Duration,
+    ) -> Result<Pins, LakeError> {
+        let has = |layer| layers.contains(&layer);
+        let mut pins = Pins {
+            bronze: None,
+            silver: None,
+            gold: None,
+        };
+        if has(Layer::Gold) {
+            pins.gold = Some(lake.pin(Table::Metrics, tag).await?);
+        }
+        if has(Layer::Silver) || has(Layer::Gold) {
+            pins.silver = Some(lake.pin(Table::Ohlcv, tag).await?);
+        }
+        if has(Layer::Bronze) || has(Layer::Silver) {
+            pins.bronze = Some(lake.pin(Table::Ticks, tag).await?);
+        }
+        let step = Duration::from_millis(250);
+        let mut waited = Duration::ZERO;
+        while let (Some(bronze), Some(silver)) = (&pins.bronze, &pins.silver)
+            && has(Layer::Silver)
+            && behind(bronze, silver).is_some()
+            && waited < wait
+        {
+            tokio::time::sleep(step).await;
+            waited += step;
+            lake.unpin(Table::Ticks, tag).await?;
+            pins.bronze = Some(lake.pin(Table::Ticks, tag).await?);
+        }
+        Ok(pins)
+    }
+
+    /// Lets the snapshots go.
+    ///
+    /// # Errors
+    /// What the lakehouse gives; the tags expire with `unpin_stale`.
+    pub async fn release(self) -> Result<(), LakeError> {
+        for pinned in [self.bronze, self.silver, self.gold].into_iter().flatten() {
+            pinned.unpin().await?;
+        }
+        Ok(())
+    }
+}
+
+/// A partition in which `below` has not reached the commit that `above` has.
+pub fn behind(below: &Pinned, above: &Pinned) -> Option<(i32, i64, i64)> {
+    let of = |(p, a): (&i32, &finlake_lakehouse::Position)| {
+        let b = below.position(*p);
+        (b.commit < a.commit).then_some((*p, b.commit, a.commit))
+    };
+    above.watermarks().positions.iter().find_map(of)
+}
+
+/// Runs all checks. `records`: the topic, where it can be reached.
+///
+/// # Errors
+/// Catalog or storage fails; a single table that cannot be read is reported as unchecked instead.
+pub async fn run(
+    lake: &Lakehouse,
+    pins: &Pins,
+    options: &Options,
+    books: Option<&Books>,
+    records: Option<&dyn Records>,
+    watch: &dyn Watch,
+) -> Result<Report, LakeError> {
+    let mut run = layers::Run {
+        lake,
+        options,
+        books: books.filter(|b| !b.is_empty()),
+        records,
+        watch,
+        report: Report {
+            findings: Findings::limited(options.limit),
+            ..Report::default()
+        },
+        tally: Tally::default(),
+    };
+    if let Some(books) = run.books {
+        run.report.findings.absorb(books.findings.clone());
+    } else {
+        run.report
+            .unchecked_causes
+            .extend(["INV-11", "INV-12", "INV-13", "position", "accepted"].map(str::to_owned));
+    }
+    let bronze = options.layers.contains(&Layer::Bronze);
+    let silver = options.layers.contains(&Layer::Silver);
+    if let Some(pinned) = &pins.bronze
+        && (bronze || silver)
+    {
+        let above = pins.silver.as_ref().filter(|_| silver);
+        run.trades(pinned, above, bronze).await?;
+    }
+    if let (Some(silver), Some(gold)) = (&pins.silver, &pins.gold) {
+        run.gold(silver, gold).await?;
+    }
+    let mut report = run.report;
+    report.measured = run.tally.judge(&options.validators);
+    let date = options.dates.map(|(from, _)| from);
+    crate::rules::broken(&report.measured, date, &mut report.findings);
+    Ok(report)
+}
+
+/// The part of a filter that the options give.
+fn scope(options: &Options) -> Filter {
+    match &options.symbol {
+        Some(symbol) => Filter::all().symbol(symbol),
+        None => Filter::all(),
+    }
+}
