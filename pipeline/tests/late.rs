@@ -126,7 +126,8 @@ fn from_minutes_to_300_days_late() {
     // The remedy: what replay finds for those minutes.
     let skip = |t: &T, i: &str| i == "1m" && t.id >= 900_000 && latest - t.at > 35 * DAY;
     let complete = by_definition(&all, &INTERVALS, |_, _| false);
-    let owned: Vec<(BarKey, Option<(i64, i32)>, Content)> = {
+    type Lacking = (BarKey, Option<(i64, i32)>, Content);
+    let owned: Vec<Lacking> = {
         let rows = current(&s);
         let lacking = complete.iter().filter(|(key, content)| {
             key.2 == "1m"

@@ -457,7 +457,7 @@ impl<D: Domain> Task<D> {
         let dirty: Vec<(StoreId, Vec<u8>, Option<Vec<u8>>)> = dirty
             .map(|(store, key, value)| (store, key.to_vec(), value.map(<[u8]>::to_vec)))
             .collect();
-        let mut put = |state: &mut TaskState| {
+        let put = |state: &mut TaskState| {
             for (store, key, value) in &dirty {
                 match value {
                     Some(value) => state.put(*store, key, value),
