@@ -254,7 +254,7 @@ impl Demo<'_> {
         all.map(|p| p.frontier).min().unwrap_or(0)
     }
 
-    /// Waits until all three tables hold the input up to `ends`.
+    /// Waits until the three tables that are made of `market.ticks` hold it up to `ends`.
     fn wait(&self, ends: &BTreeMap<i32, i64>) -> Result<()> {
         let total: i64 = ends.values().sum();
         let progress = Progress::new(
@@ -269,7 +269,9 @@ impl Demo<'_> {
                 let status = self.sinks.status.lock();
                 let of = |p: &i32, end: &i64| {
                     let at = status.positions.get(p)?;
+                    // The fourth is of market.bars, which has positions of its own.
                     at.iter()
+                        .take(3)
                         .map(|t| t.input_end)
                         .min()
                         .map(|got| got.min(*end))
