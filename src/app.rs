@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
 
+use crate::audit::{Audit, BreaksThread};
 use crate::config::Config;
 use crate::parts::{self, micros};
 use crate::serve::metrics::Metrics;
@@ -227,6 +228,7 @@ pub struct Sinks {
     pub control: Arc<SinkControl>,
     pub status: Arc<Mutex<SinkStatus>>,
     thread: JoinHandle<Outcome>,
+    breaks: Option<BreaksThread>,
 }
 
 impl Sinks {
@@ -243,6 +245,8 @@ impl Sinks {
         };
         let mut kafka = kafka_config(config, "-sink", 0);
         kafka.fetch_wait_ms = fetch_wait(config.lake.commit_interval);
+        let breaks =
+            BreaksThread::start(config, lake.clone(), app.codec.clone(), runtime.clone())?;
         let mut sink = Sink::new(
             &kafka,
             lake,
@@ -261,6 +265,7 @@ impl Sinks {
             control,
             status,
             thread,
+            breaks: Some(breaks),
         })
     }
 
@@ -284,12 +289,31 @@ impl Sinks {
     ///
     /// # Errors
     /// What ended it.
-    pub fn join(self) -> Result<()> {
-        match self.thread.join() {
+    pub fn join(mut self) -> Result<()> {
+        let outcome = self.thread.join();
+        if let Some(breaks) = self.breaks.take() {
+            breaks.stop();
+        }
+        match outcome {
             Ok(outcome) => outcome.map_err(|e| anyhow!(e).context("sink")),
             Err(_) => Err(anyhow!("the sink panicked; this is a bug")),
         }
     }
+}
+
+/// Starts the audit role.
+///
+/// # Errors
+/// Catalog or storage does not answer, the client cannot be made.
+pub fn start_audit(app: &App, runtime: &Handle) -> Result<Audit> {
+    let lake = runtime.block_on(parts::open_lake(&app.config))?;
+    Audit::start(
+        &app.config,
+        app.codec.clone(),
+        lake,
+        app.metrics.clone(),
+        runtime.clone(),
+    )
 }
 
 /// Opens the lakehouse and creates missing tables, bound to this Kafka cluster and its topics.

@@ -138,6 +138,11 @@ pub enum Command {
     Query(QueryArgs),
     /// What the tables hold: rows, positions, snapshots, files
     Tables(TablesArgs),
+    /// Check the tables against the ledger, the layer below and the topics
+    Reconcile(ReconcileArgs),
+    /// What was found to be wrong: list, explain
+    #[command(subcommand)]
+    Breaks(BreaksCommand),
     /// Rejected records: list, look at, send again
     #[command(subcommand)]
     Dlq(DlqCommand),

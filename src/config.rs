@@ -172,6 +172,13 @@ pub struct Gold {
     pub periods: i32,
 }
 
+/// What the data itself must keep to.
+#[derive(Debug, Clone)]
+pub struct Quality {
+    /// Validators with their limits, as `finlake_reconcile::rules` reads them.
+    pub rules: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Catalog {
     Sqlite { path: PathBuf },
@@ -242,6 +249,7 @@ pub struct Config {
     pub registry: Registry,
     pub stream: Stream,
     pub gold: Gold,
+    pub quality: Quality,
     pub lake: Lake,
     pub serve: Serve,
     pub state: State,
@@ -382,6 +390,11 @@ fn build(data: DataDir, layers: &mut Layers) -> Option<Config> {
         risk_free: layers.float("gold.risk_free"),
         periods: int(layers, "gold.periods"),
     };
+    let rules = layers.text("quality.rules").unwrap_or_default();
+    if let Err(e) = finlake_reconcile::rules::parse(&rules) {
+        layers.problem("quality.rules", layers.origin("quality.rules"), e.to_string());
+    }
+    let quality = Quality { rules };
     let lake = lake(layers);
     let serve = Serve {
         listen: layers.text("serve.listen").and_then(|t| t.parse().ok()),
@@ -407,6 +420,7 @@ fn build(data: DataDir, layers: &mut Layers) -> Option<Config> {
         registry,
         stream,
         gold,
+        quality,
         lake,
         serve,
         state,

@@ -3,6 +3,7 @@
 //! engine and the domain are the workspace's other crates.
 
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod commands;
 pub mod config;

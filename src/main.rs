@@ -85,6 +85,8 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         }
         Command::Query(args) => commands::query::run(global, &load()?, args),
         Command::Tables(args) => commands::tables::run(global, &load()?, args),
+        Command::Reconcile(args) => commands::reconcile::run(global, &load()?, args),
+        Command::Breaks(command) => commands::breaks::run(global, &load()?, command),
         Command::Dlq(command) => commands::dlq::run(global, &load()?, command),
         Command::Topics(command) => commands::topics::run(global, &load()?, command),
         Command::Schemas(command) => commands::schemas::run(global, &load()?, command),

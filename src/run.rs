@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::runtime::Handle;
 
-use crate::app::{App, Sinks, Streams, ends};
+use crate::app::{App, Sinks, Streams, ends, start_audit};
+use crate::audit::Audit;
 use crate::cli::{Global, Role, RunArgs};
 use crate::config::Config;
 use crate::output::remark;
@@ -44,6 +45,11 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
         .contains(&Role::Sink)
         .then(|| Sinks::start(&app, runtime))
         .transpose()?;
+    let audit = args
+        .roles
+        .contains(&Role::Audit)
+        .then(|| start_audit(&app, runtime))
+        .transpose()?;
     let sink_status = sinks.as_ref().map(|s| s.status.clone());
     let ready = Arc::new(move || match &sink_status {
         Some(status) if !status.lock().joined => {
@@ -61,13 +67,14 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
         );
     }
     if args.until_caught_up {
-        return until_caught_up(&app, streams, sinks);
+        return until_caught_up(&app, streams, sinks, audit);
     }
     let signal = runtime.spawn(until_signal());
     let mut broken = false;
     while !signal.is_finished() {
         std::thread::sleep(Duration::from_millis(50));
         if streams.as_ref().is_some_and(Streams::ended) || sinks.as_ref().is_some_and(Sinks::ended)
+            || audit.as_ref().is_some_and(Audit::ended)
         {
             broken = true;
             break;
@@ -82,8 +89,10 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
         sinks.stop(args.leave);
     }
     let sunk = sinks.map_or(Ok(()), Sinks::join);
+    let audited = finish(audit);
     streamed?;
     sunk?;
+    audited?;
     if broken {
         bail!("a role ended by itself; see the log");
     }
@@ -91,7 +100,12 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
 }
 
 /// Ends once all input that is there is in the ledger, and all of the ledger in the tables.
-fn until_caught_up(app: &App, streams: Option<Streams>, sinks: Option<Sinks>) -> Result<()> {
+fn until_caught_up(
+    app: &App,
+    streams: Option<Streams>,
+    sinks: Option<Sinks>,
+    audit: Option<Audit>,
+) -> Result<()> {
     if let Some(streams) = streams {
         streams.drain();
         streams.join()?;
@@ -100,5 +114,12 @@ fn until_caught_up(app: &App, streams: Option<Streams>, sinks: Option<Sinks>) ->
         sinks.drain_to(ends(&app.config, finlake_schemas::topics::LEDGER)?);
         sinks.join()?;
     }
-    Ok(())
+    finish(audit)
+}
+
+/// The audit keeps its state and ends; it has nothing of others' to wait for.
+fn finish(audit: Option<Audit>) -> Result<()> {
+    let Some(audit) = audit else { return Ok(()) };
+    audit.stop();
+    audit.join()
 }

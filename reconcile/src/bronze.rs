@@ -154,13 +154,16 @@ impl Taken {
     }
 }
 
-/// Positions that the ledger counts as records and Bronze does not have. `offsets`: runs of the
-/// offsets in the table, ends included; `rows`: rows by commit, each offset once.
+/// Positions that the ledger counts as records and Bronze does not have. Without the topic the
+/// markers in a commit that lost rows cannot be told from them, and are named too. `offsets`: runs of the
+/// offsets in the table, ends included; `rows`: rows by commit, each offset once; `exact`: the
+/// offsets at which the topic has records in a range, if it still has them.
 pub fn lost(
     partition: i32,
     ledger: &BTreeMap<i64, Taken>,
     rows: &BTreeMap<i64, i64>,
     offsets: &[(i64, i64)],
+    exact: &dyn Fn(i64, i64) -> Option<Vec<i64>>,
     out: &mut Findings,
 ) {
     let mut holes: Vec<(i64, i64)> = Vec::new();
@@ -183,17 +186,11 @@ pub fn lost(
             continue;
         }
         let mut absent = absent(offsets, taken.start, taken.end);
-        let total: i64 = absent.iter().map(|(a, b)| b - a).sum();
-        if total > missing {
-            // Some of the holes are transaction markers, one offset each: the longest are not.
-            absent.sort_by_key(|(a, b)| (std::cmp::Reverse(b - a), *a));
-            let mut left = missing;
-            absent.retain(|(a, b)| {
-                let keep = left > 0;
-                left -= b - a;
-                keep
-            });
-            absent.sort_unstable();
+        if let Some(records) = exact(taken.start, taken.end) {
+            let lost = records.into_iter().filter(|o| covers(&absent, *o));
+            let mut lost: Vec<i64> = lost.collect();
+            lost.sort_unstable();
+            absent = bisect::ranges(lost, 0);
         }
         holes.extend(absent);
     }
@@ -210,12 +207,20 @@ pub fn lost(
                 .expected(format!("up to {} rows", to - from))
                 .actual("none")
                 .detail(
-                    "the ledger counts records at these offsets and Bronze has no row of them; \
+                    "the ledger counts records at these offsets and Bronze has no row of them \
+                     (a single offset may be a transaction marker where the topic could not be \
+                     asked); \
                      Silver is right if `reconcile --layer silver` finds nothing else. Rebuild \
                      the table from the topic while it is retained",
                 ),
         );
     }
+}
+
+/// Whether an offset lies in one of these half-open ranges, ascending.
+fn covers(ranges: &[(i64, i64)], offset: i64) -> bool {
+    let at = ranges.partition_point(|r| r.1 <= offset);
+    ranges.get(at).is_some_and(|r| r.0 <= offset)
 }
 
 /// What of `[start, end)` no run covers, half-open.
@@ -353,21 +358,48 @@ mod tests {
         ]);
         let mut out = Findings::default();
         let rows = BTreeMap::from([(1, 10), (2, 10), (3, 8)]);
-        lost(0, &ledger, &rows, &[(0, 9), (11, 20), (22, 29)], &mut out);
+        lost(
+            0,
+            &ledger,
+            &rows,
+            &[(0, 9), (11, 20), (22, 29)],
+            &|_, _| None,
+            &mut out,
+        );
         assert!(out.is_empty());
         // 7..=9 of commit 1 and 11..=14 of commit 2 are gone; 10 and 21 are markers.
         let rows = BTreeMap::from([(1, 7), (2, 6), (3, 8)]);
-        lost(0, &ledger, &rows, &[(0, 6), (15, 20), (22, 29)], &mut out);
-        assert_eq!(
-            keys(&out),
-            [(BreakKind::Missing, "market.ticks/0:7..15", "position")]
+        lost(
+            0,
+            &ledger,
+            &rows,
+            &[(0, 6), (15, 20), (22, 29)],
+            &|_, _| None,
+            &mut out,
         );
+        let whole = (BreakKind::Missing, "market.ticks/0:7..15", "position");
+        let marker = (BreakKind::Missing, "market.ticks/0:21..22", "position");
+        assert_eq!(keys(&out), [whole, marker], "nobody tells the marker apart");
+        let mut out = Findings::default();
+        let topic = |from, to| Some((from..to).filter(|o| ![10, 21].contains(o)).collect());
+        lost(
+            0,
+            &ledger,
+            &rows,
+            &[(0, 6), (15, 20), (22, 29)],
+            &topic,
+            &mut out,
+        );
+        let first = (BreakKind::Missing, "market.ticks/0:7..10", "position");
+        let second = (BreakKind::Missing, "market.ticks/0:11..15", "position");
+        assert_eq!(keys(&out), [first, second]);
         let mut out = Findings::default();
         lost(
             0,
             &ledger,
             &BTreeMap::from([(1, 10), (2, 10), (3, 9)]),
             &[(0, 9), (11, 20), (22, 29)],
+            &|_, _| None,
             &mut out,
         );
         assert_eq!(keys(&out), [(BreakKind::Duplicate, "0:3", "INV-13:rows")]);

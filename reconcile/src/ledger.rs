@@ -516,7 +516,8 @@ pub(crate) mod tests {
             let clean = ledger(0, &commits);
             prop_assert!(run(&clean).is_empty());
             let mut bad = clean;
-            let at = at.index(bad.len());
+            // What the number of the very first entry should be, nobody knows.
+            let at = at.index(bad.len()).max(usize::from(what == 7));
             let entry = &mut bad[at].0;
             let input = &mut entry.inputs[0];
             match what {

@@ -22,7 +22,7 @@ fn columns(schema: &Schema) -> Vec<Column> {
         .map(|f| Column {
             id: Some(f.id),
             name: f.name.clone(),
-            ty: f.field_type.to_string(),
+            ty: f.field_type.to_string().replace(' ', ""),
         })
         .collect()
 }

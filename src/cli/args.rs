@@ -50,6 +50,8 @@ pub enum Role {
     Stream,
     /// Ledger in; Iceberg tables out
     Sink,
+    /// Ledger and table metadata in; breaks out
+    Audit,
 }
 
 #[derive(Debug, Args)]
@@ -361,4 +363,105 @@ pub struct ConfigArgs {
     /// Only check; print nothing if all is well
     #[arg(long, conflicts_with = "example")]
     pub check: bool,
+}
+
+/// A layer that can be reconciled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum ReconcileLayer {
+    /// Input records: ledger, trade ids, topic
+    Bronze,
+    /// Bars, recomputed from Bronze
+    Silver,
+    /// Metrics, recomputed from Silver
+    Gold,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    finlake reconcile                                       everything\n  \
+    finlake reconcile --layer silver --date 2026-01-05 --symbol BTCUSDT\n  \
+    finlake reconcile --as-of 2026-11-22T12:00:00Z -o json  what the tables knew at noon\n\n\
+    Runs while the pipeline runs: the tables are pinned, and compared at the cut that they hold.\n\
+    Breaks go to quality.breaks: each is opened once, and resolved when a later run over it no\n\
+    longer finds it. docs/reconcile.md says what each of them means.\n\n\
+    Exit codes: 0 clean; 1 breaks; 2 something could not be checked (Kafka not reachable, Bronze\n\
+    behind Silver, an --as-of time beyond the stable frontier).")]
+pub struct ReconcileArgs {
+    /// Layers, separated by commas
+    #[arg(long = "layer", value_enum, value_delimiter = ',', default_value = "bronze,silver,gold")]
+    pub layers: Vec<ReconcileLayer>,
+
+    /// Only this trade date, such as 2026-01-05
+    #[arg(long, value_name = "DATE", value_parser = date)]
+    pub date: Option<i32>,
+
+    /// Only this symbol
+    #[arg(long)]
+    pub symbol: Option<String>,
+
+    /// As the tables stood at this system time [default: the cut that they hold]
+    #[arg(long, value_name = "TIME", value_parser = crate::output::parse_instant)]
+    pub as_of: Option<i64>,
+
+    /// Validators instead of quality.rules
+    #[arg(long, value_name = "LIST")]
+    pub rules: Option<String>,
+
+    /// Print only; write no breaks
+    #[arg(long)]
+    pub report_only: bool,
+
+    /// Ask the tables alone: no ledger, no topics, no breaks written
+    #[arg(long)]
+    pub no_kafka: bool,
+
+    /// Longest wait for Bronze to reach the cut that Silver holds, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub wait: std::time::Duration,
+
+    /// Most breaks listed; all are counted
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub limit: usize,
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    text.parse()
+        .map(std::time::Duration::from_secs)
+        .map_err(|_| "write it as a whole number of seconds".into())
+}
+
+/// Days since 1970 of a calendar date.
+fn date(text: &str) -> Result<i32, String> {
+    let wrong = || "write it as a date, such as 2026-01-05".to_owned();
+    if text.len() != 10 {
+        return Err(wrong());
+    }
+    let us = crate::output::parse_instant(text).map_err(|_| wrong())?;
+    i32::try_from(us.div_euclid(86_400_000_000)).map_err(|_| wrong())
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BreaksCommand {
+    /// Breaks, newest first
+    #[command(after_help = "Examples:\n  finlake breaks list\n  finlake breaks list --layer silver --all")]
+    List(BreaksListArgs),
+    /// Note why a break is there; it stays open until it is no longer found
+    #[command(after_help = "Example:\n  finlake breaks explain 60610ce3 --why \"exchange outage 02:10 to 02:14\"")]
+    Explain {
+        /// The break's id, or how it begins
+        id: String,
+        /// The reason, for the next person
+        #[arg(long)]
+        why: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct BreaksListArgs {
+    /// Resolved ones too
+    #[arg(long)]
+    pub all: bool,
+    /// Only this layer: feed, ledger, bronze, silver or gold
+    #[arg(long)]
+    pub layer: Option<String>,
 }

@@ -1,12 +1,14 @@
 //! One function per command. Each takes the checked configuration and its arguments, prints results to stdout and
 //! remarks to stderr, and gives the exit code: 0 done, 1 done and something differs. An error is exit code 2.
 
+pub mod breaks;
 pub mod config;
 pub mod devkafka;
 pub mod dlq;
 pub mod ingest;
 mod letters;
 pub mod query;
+pub mod reconcile;
 mod redrive;
 pub mod schemas;
 pub mod tables;

@@ -57,6 +57,10 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ),
     ("gold", "Returns, volatility and Sharpe ratios."),
     (
+        "quality",
+        "What the data itself must keep to; `finlake reconcile` measures it.",
+    ),
+    (
         "lake",
         "The Iceberg tables: catalog, warehouse, layout, upkeep.",
     ),
@@ -293,6 +297,15 @@ pub const KEYS: &[Key] = &[
         int(1, 366),
         "365",
         "Trading days in a year: 365 for crypto, 252 for equities.",
+    ),
+    // quality
+    key(
+        "quality.rules",
+        Kind::Text,
+        finlake_reconcile::rules::DEFAULT,
+        "Validators that `finlake reconcile` measures, each with the greatest value that is fine: \
+         id_gaps (missing trade ids per million), ohlc_order, volume_sum:INTERVAL, current_unique \
+         (counts), missing_bars:INTERVAL, null_rate:COLUMN (shares).",
     ),
     // lake
     key(

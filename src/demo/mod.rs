@@ -16,7 +16,8 @@ use finlake_devkafka::{DevKafka, Storage};
 use finlake_schemas::topics;
 use tokio::runtime::Handle;
 
-use crate::app::{App, Sinks, Streams, ends};
+use crate::app::{App, Sinks, Streams, ends, start_audit};
+use crate::audit::Audit;
 use crate::cli::{DemoArgs, Global};
 use crate::config::{Config, Inputs};
 use crate::ingest::{self, IngestOptions, KafkaOut, Out};
@@ -56,6 +57,7 @@ pub fn run(global: &Global, args: &DemoArgs, runtime: &Handle) -> Result<()> {
 
     let streams = Streams::start(&app)?;
     let sinks = Sinks::start(&app, runtime)?;
+    let audit = start_audit(&app, runtime)?;
     let demo = Demo {
         global,
         app: &app,
@@ -65,7 +67,7 @@ pub fn run(global: &Global, args: &DemoArgs, runtime: &Handle) -> Result<()> {
     let story = demo.feed(args)?;
 
     if args.exit {
-        drain(&app, streams, sinks, global.quiet)?;
+        drain(&app, streams, sinks, audit, global.quiet)?;
         show::results(&app, story.as_ref(), began.elapsed(), runtime, &data)?;
     } else {
         demo.settle(story.as_ref())?;
@@ -75,7 +77,7 @@ pub fn run(global: &Global, args: &DemoArgs, runtime: &Handle) -> Result<()> {
             "\nThe application keeps running (Ctrl-C ends it). Send trades to market.ticks, or ask it in another terminal.",
         );
         runtime.block_on(crate::run::until_signal());
-        drain(&app, streams, sinks, global.quiet)?;
+        drain(&app, streams, sinks, audit, global.quiet)?;
     }
     broker.shutdown();
     Ok(())
@@ -309,7 +311,13 @@ impl Demo<'_> {
 
 /// Ends when drained: inputs at their high watermark, corrections and checkpoints committed, one last heartbeat each,
 /// and the tables at the last commit of every partition.
-fn drain(app: &App, streams: Streams, sinks: Sinks, quiet: bool) -> Result<()> {
+fn drain(
+    app: &App,
+    streams: Streams,
+    sinks: Sinks,
+    audit: Audit,
+    quiet: bool,
+) -> Result<()> {
     remark(
         quiet,
         "draining: last corrections and checkpoints, last heartbeats, last snapshots",
@@ -326,5 +334,8 @@ fn drain(app: &App, streams: Streams, sinks: Sinks, quiet: bool) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    sinks.join()
+    sinks.join()?;
+    // Last, so that it has seen the last entries and the tables with them.
+    audit.stop();
+    audit.join()
 }

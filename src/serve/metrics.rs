@@ -56,6 +56,10 @@ pub struct Metrics {
     sink_hot: IntGaugeVec,
     sink_conflicts: IntCounterVec,
     sink_retries: IntCounterVec,
+    audit_entries: IntCounterVec,
+    audit_commit: IntGaugeVec,
+    audit_findings: IntCounterVec,
+    audit_difference: IntGaugeVec,
     frontier_seconds: IntGauge,
     end_to_end: Histogram,
 }
@@ -208,6 +212,26 @@ impl Metrics {
                 "Failures after which the sink read the tables again.",
                 &[],
             )?,
+            audit_entries: counter(
+                "finlake_audit_entries_total",
+                "Ledger entries checked.",
+                &[],
+            )?,
+            audit_commit: gauge(
+                "finlake_audit_commit",
+                "Number of the last ledger entry checked.",
+                &["partition"],
+            )?,
+            audit_findings: counter(
+                "finlake_audit_findings_total",
+                "New findings of the audit; any is worth a page.",
+                &["kind", "layer"],
+            )?,
+            audit_difference: gauge(
+                "finlake_audit_rows_difference",
+                "Rows in a table minus the rows that the ledger says, at the table's position; 0 is right.",
+                &["table"],
+            )?,
             frontier_seconds,
             end_to_end,
             described: described.take(),
@@ -221,6 +245,24 @@ impl Metrics {
             metrics: self.clone(),
             thread: thread.to_owned(),
         })
+    }
+
+    /// The audit has checked an entry.
+    pub fn audit_entry(&self, partition: i32, commit: i64) {
+        let none: [&str; 0] = [];
+        self.audit_entries.with_label_values(&none).inc();
+        let partition = partition.to_string();
+        self.audit_commit.with_label_values(&[&partition]).set(commit);
+    }
+
+    /// The audit has found something new.
+    pub fn audit_finding(&self, kind: &str, layer: &str) {
+        self.audit_findings.with_label_values(&[kind, layer]).inc();
+    }
+
+    /// The audit has compared a table's rows with the ledger.
+    pub fn audit_table(&self, table: &str, difference: i64) {
+        self.audit_difference.with_label_values(&[table]).set(difference);
     }
 
     /// The listener of the sink.

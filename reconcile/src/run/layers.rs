@@ -21,6 +21,9 @@ use crate::shape;
 use crate::silver::{self, BarRow, Moment};
 use crate::trades::{self, BarKey, Counted, Cuts, Folded, Names, Outside, Seen};
 
+/// The day of the open end: no trade lies there.
+const LAST_DAY: i32 = 2_932_896;
+
 type Result<T> = std::result::Result<T, LakeError>;
 
 /// The state of a run.
@@ -337,7 +340,9 @@ impl Run<'_> {
             .map(|o| o.1)
             .max();
         let Some(last) = last else { return Ok(out) };
-        let filter = scope(self.options).dates(first..i32::MAX).offsets(0..last);
+        let filter = scope(self.options)
+            .dates(first.min(LAST_DAY)..LAST_DAY)
+            .offsets(0..last);
         if walk.bronze.files(&filter).await?.is_empty() {
             return Ok(out);
         }
@@ -577,7 +582,7 @@ impl Run<'_> {
                         .partition(partition);
                     f.between("trade_id", ids)
                 };
-                for filter in [base().dates(i32::MIN..from), base().dates(to..i32::MAX)] {
+                for filter in [base().dates(0..from.max(0)), base().dates(to..LAST_DAY)] {
                     let scan = Scan::columns(&["trade_id"]).filter(filter);
                     let mut batches = walk.bronze.scan(&scan).await?;
                     while let Some(b) = batches.try_next().await? {
@@ -765,7 +770,12 @@ impl Run<'_> {
                 .filter_map(|(commit, line)| Some((commit, line.taken?)))
                 .collect();
             let rows = counted[p].iter().map(|(c, n)| (*c, n.records)).collect();
-            bronze::lost(partition, &ledger, &rows, &offsets[p].runs(), out);
+            let exact = |from, to| {
+                let (low, list) = self.records?.ticks(partition, from, to).ok()?;
+                (low <= from).then(|| list.into_iter().map(|r| r.0).collect())
+            };
+            let runs = offsets[p].runs();
+            bronze::lost(partition, &ledger, &rows, &runs, &exact, out);
             bronze::outcomes(partition, &ledger, &counted[p], out);
         }
         if walk.silver.is_some() {
@@ -824,7 +834,7 @@ impl Run<'_> {
         let daily = market.intervals.list()[market.intervals.daily()].name();
         let mut closed = scope(self.options).interval(daily);
         if let Some((_, to)) = self.options.dates {
-            closed = closed.dates(i32::MIN..to);
+            closed = closed.dates(0..to.max(0));
         }
         let mut closes = Vec::new();
         let scan = Scan::columns(columns::CLOSES).filter(closed).dictionaries();

@@ -232,7 +232,7 @@ fn some_range(batch: &RecordBatch, rng: &mut Rng) -> (i64, BTreeSet<i64>) {
     (p, offsets.collect())
 }
 
-async fn missing(d: &mut Damage<'_>, n: usize) {
+async fn missing(d: &mut Damage<'_>, n: usize, topic: &Pristine) {
     let table = [Table::Ohlcv, Table::Ticks, Table::Ohlcv, Table::Metrics][n % 4];
     let (path, all) = d.file(table).await;
     if table == Table::Ticks {
@@ -244,8 +244,13 @@ async fn missing(d: &mut Damage<'_>, n: usize) {
         if rest.num_rows() == 0 {
             return;
         }
-        let report = d.with(table, &path, rest, all, None).await;
+        let asked = n % 8 == 1;
+        let records = asked.then_some(topic as &dyn Records);
+        let report = d.with(table, &path, rest, all, records).await;
         let named = offsets(&report, BreakKind::Missing, p);
+        if asked {
+            assert_eq!(lost, named, "{}", show(&report));
+        }
         assert!(
             lost.is_subset(&named),
             "lost {lost:?}, named {named:?}\n{}",
@@ -482,7 +487,7 @@ async fn all(each: usize) {
         rng: Rng(each as u64),
     };
     for n in 0..each {
-        missing(&mut d, n).await;
+        missing(&mut d, n, &topic).await;
         duplicate(&mut d, n).await;
         drift(&mut d, n, &topic).await;
         let mut rng = Rng(n as u64);

@@ -1,0 +1,198 @@
+//! `quality.breaks` the topic into `quality.breaks` the table, by its own offsets: the table
+//! remembers where to read on, so nothing is taken twice and nothing is left out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use finlake_lakehouse::{BreakBatch, BreaksSink, Lakehouse};
+use finlake_schemas::{Codec, topics};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::{ClientConfig, ClientContext, Message, Offset};
+use tokio::runtime::Handle;
+
+use super::topic::is_passing;
+use crate::config::Config;
+
+/// Notes which partitions came and went.
+#[derive(Default)]
+struct Owned {
+    events: parking_lot::Mutex<Vec<(bool, Vec<i32>)>>,
+}
+
+impl ClientContext for Owned {}
+
+impl ConsumerContext for Owned {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, event: &Rebalance<'_>) {
+        let (came, list) = match event {
+            Rebalance::Assign(list) => (true, list),
+            Rebalance::Revoke(list) => (false, list),
+            Rebalance::Error(_) => return,
+        };
+        let partitions = list.elements().iter().map(|e| e.partition()).collect();
+        self.events.lock().push((came, partitions));
+    }
+}
+
+/// The thread that fills the table.
+pub struct BreaksThread {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl BreaksThread {
+    /// Starts it. It never stops the application: what fails is tried again, with a warning.
+    ///
+    /// # Errors
+    /// The client cannot be made.
+    pub fn start(
+        config: &Config,
+        lake: Lakehouse,
+        codec: Arc<Codec>,
+        runtime: Handle,
+    ) -> Result<BreaksThread> {
+        let mut client = ClientConfig::new();
+        for (key, value) in &config.kafka.client_properties().0 {
+            client.set(key, value);
+        }
+        let consumer: BaseConsumer<Owned> = client
+            .set(
+                "group.id",
+                format!("{}-breaks", config.kafka.application_id),
+            )
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("isolation.level", "read_committed")
+            .set("auto.offset.reset", "earliest")
+            .create_with_context(Owned::default())?;
+        consumer.subscribe(&[topics::BREAKS])?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (inner, every) = (stop.clone(), config.lake.commit_interval);
+        let thread = std::thread::Builder::new()
+            .name("breaks".into())
+            .spawn(move || {
+                let mut failures = 0u32;
+                while !inner.load(Ordering::Relaxed) {
+                    match follow(&consumer, &lake, &codec, &runtime, every, &inner) {
+                        Ok(()) => return,
+                        Err(e) => {
+                            failures = (failures + 1).min(6);
+                            tracing::warn!("quality.breaks: {e:#}; trying again");
+                            // The group's assignment stands: what was owned is begun anew.
+                            let owned = owned(&consumer);
+                            consumer.context().events.lock().push((true, owned));
+                            std::thread::sleep(Duration::from_millis(200) * 2u32.pow(failures));
+                        }
+                    }
+                }
+            })?;
+        Ok(BreaksThread { stop, thread })
+    }
+
+    /// Takes in what has been read, and ends.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if self.thread.join().is_err() {
+            tracing::error!("the writer of quality.breaks panicked; this is a bug");
+        }
+    }
+}
+
+fn owned(consumer: &BaseConsumer<Owned>) -> Vec<i32> {
+    let list = consumer.assignment().map(|l| {
+        let all = l.elements().iter().map(|e| e.partition()).collect();
+        all
+    });
+    list.unwrap_or_default()
+}
+
+fn follow(
+    consumer: &BaseConsumer<Owned>,
+    lake: &Lakehouse,
+    codec: &Codec,
+    runtime: &Handle,
+    every: Duration,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let mut sink = runtime.block_on(BreaksSink::open(lake))?;
+    let mut batches: BTreeMap<i32, BreakBatch> = BTreeMap::new();
+    let mut due = Instant::now() + every;
+    loop {
+        let stopping = stop.load(Ordering::Relaxed);
+        if let Some(message) = consumer.poll(Duration::from_millis(100)) {
+            match message {
+                Ok(m) => {
+                    if let Some(batch) = batches.get_mut(&m.partition())
+                        && m.offset() >= batch.next
+                    {
+                        batch.next = m.offset() + 1;
+                        if let Some(value) = m.payload() {
+                            if let Some(id) = finlake_schemas::schema_id(value)
+                                && !codec.knows(id)
+                            {
+                                codec.resolve(id)?;
+                            }
+                            let found = codec
+                                .decode_break(value)
+                                .with_context(|| format!("{}:{}", m.partition(), m.offset()))?;
+                            batch.records.push((m.offset(), found));
+                        }
+                    }
+                }
+                Err(e) if is_passing(&e) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let events = std::mem::take(&mut *consumer.context().events.lock());
+        for (came, partitions) in events {
+            if came {
+                runtime.block_on(sink.assign(&partitions))?;
+                for p in partitions {
+                    let start = sink.next_offset(p);
+                    let at = start.map_or(Offset::Beginning, Offset::Offset);
+                    consumer.seek(topics::BREAKS, p, at, Duration::from_secs(10))?;
+                    let start = match start {
+                        Some(start) => start,
+                        None => {
+                            let wait = Duration::from_secs(10);
+                            consumer.fetch_watermarks(topics::BREAKS, p, wait)?.0
+                        }
+                    };
+                    batches.insert(p, empty(p, start));
+                }
+            } else {
+                sink.revoke(&partitions);
+                batches.retain(|p, _| !partitions.contains(p));
+            }
+        }
+        if stopping || Instant::now() >= due {
+            due = Instant::now() + every;
+            let full: Vec<BreakBatch> = batches
+                .values_mut()
+                .filter(|b| b.next > b.start)
+                .map(|b| {
+                    let next = empty(b.partition, b.next);
+                    std::mem::replace(b, next)
+                })
+                .collect();
+            if !full.is_empty() {
+                runtime.block_on(sink.apply(full))?;
+            }
+        }
+        if stopping {
+            return Ok(());
+        }
+    }
+}
+
+fn empty(partition: i32, start: i64) -> BreakBatch {
+    BreakBatch {
+        partition,
+        start,
+        next: start,
+        records: Vec::new(),
+    }
+}

@@ -1,0 +1,161 @@
+//! Reads what a topic holds, from here to there, in each partition's order: committed records
+//! only, joining no group, moving nothing.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+
+use crate::config::Config;
+
+/// Longest wait for the next record before the read is given up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether Kafka answers at all, within a few seconds.
+pub fn reachable(config: &Config) -> bool {
+    let Ok(consumer) = client(config).and_then(|c| Ok(c.create::<BaseConsumer>()?)) else {
+        return false;
+    };
+    consumer
+        .fetch_metadata(None, Duration::from_secs(4))
+        .is_ok_and(|m| !m.brokers().is_empty())
+}
+
+fn client(config: &Config) -> Result<ClientConfig> {
+    let mut client = ClientConfig::new();
+    for (key, value) in &config.kafka.client_properties().0 {
+        client.set(key, value);
+    }
+    client
+        .set(
+            "group.id",
+            format!("{}-reader", config.kafka.application_id),
+        )
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed")
+        .set("fetch.queue.backoff.ms", "2")
+        .set("auto.offset.reset", "error");
+    Ok(client)
+}
+
+/// A reader of one topic.
+pub struct Topic {
+    consumer: BaseConsumer,
+    name: &'static str,
+}
+
+impl Topic {
+    /// Makes the client; asks nothing yet.
+    ///
+    /// # Errors
+    /// Impossible client settings.
+    pub fn open(config: &Config, name: &'static str) -> Result<Topic> {
+        Ok(Topic {
+            consumer: client(config)?.create()?,
+            name,
+        })
+    }
+
+    /// First and next offset of each partition; empty if there is no such topic.
+    ///
+    /// # Errors
+    /// Kafka does not answer.
+    pub fn bounds(&self) -> Result<BTreeMap<i32, (i64, i64)>> {
+        let metadata = self
+            .consumer
+            .fetch_metadata(Some(self.name), PATIENCE)
+            .with_context(|| format!("Kafka does not answer about {}", self.name))?;
+        let partitions: Vec<i32> = metadata
+            .topics()
+            .iter()
+            .filter(|t| t.name() == self.name && t.error().is_none())
+            .flat_map(|t| t.partitions().iter().map(|p| p.id()))
+            .collect();
+        let mut bounds = BTreeMap::new();
+        for p in partitions {
+            bounds.insert(p, self.consumer.fetch_watermarks(self.name, p, PATIENCE)?);
+        }
+        Ok(bounds)
+    }
+
+    /// Hands every committed record of these ranges (first, next offset) to `each`.
+    ///
+    /// # Errors
+    /// Kafka is silent, a range is no longer there, or what `each` gives.
+    pub fn read(
+        &self,
+        ranges: &BTreeMap<i32, (i64, i64)>,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut open = BTreeMap::new();
+        let mut list = TopicPartitionList::new();
+        for (&p, &(from, to)) in ranges {
+            if from < to {
+                list.add_partition_offset(self.name, p, Offset::Offset(from))?;
+                open.insert(p, to);
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        self.consumer.assign(&list)?;
+        let result = self.drain(&mut open, &mut each);
+        self.consumer.unassign()?;
+        result
+    }
+
+    fn drain(
+        &self,
+        open: &mut BTreeMap<i32, i64>,
+        each: &mut impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut heard = Instant::now();
+        while !open.is_empty() {
+            match self.consumer.poll(Duration::from_millis(100)) {
+                None if heard.elapsed() > PATIENCE => bail!(
+                    "Kafka has sent nothing of {} for {} s; try again",
+                    self.name,
+                    PATIENCE.as_secs()
+                ),
+                None => continue,
+                Some(Ok(message)) => {
+                    let partition = message.partition();
+                    if let Some(&end) = open.get(&partition) {
+                        if message.offset() < end {
+                            each(&message)?;
+                        }
+                        if message.offset() + 1 >= end {
+                            open.remove(&partition);
+                        }
+                    }
+                }
+                // Markers and aborted records at the end of a range show only here.
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    open.remove(&partition);
+                }
+                Some(Err(e)) if is_passing(&e) => continue,
+                Some(Err(e)) => return Err(e).with_context(|| format!("reading {}", self.name)),
+            }
+            heard = Instant::now();
+        }
+        Ok(())
+    }
+}
+
+/// Errors that librdkafka gets over by itself.
+pub(super) fn is_passing(e: &KafkaError) -> bool {
+    matches!(
+        e.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::OperationTimedOut
+        )
+    )
+}
