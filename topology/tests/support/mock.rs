@@ -84,6 +84,9 @@ struct Member {
     joined: bool,
 }
 
+/// When, which transaction, in which partitions.
+type Late = (i64, u64, BTreeSet<(String, i32)>);
+
 pub struct Cluster {
     pub partitions: i32,
     pub id: String,
@@ -96,7 +99,7 @@ pub struct Cluster {
     committed: BTreeMap<(String, i32), i64>,
     members: BTreeMap<String, Member>,
     /// Committed transactions whose markers are due at an instant.
-    late: Vec<(i64, u64, BTreeSet<(String, i32)>)>,
+    late: Vec<Late>,
     /// Waits for a release: partition → member that gets it.
     moving: BTreeMap<i32, String>,
     pub faults: BTreeMap<(String, Op), VecDeque<Fault>>,
