@@ -245,8 +245,7 @@ impl Sinks {
         };
         let mut kafka = kafka_config(config, "-sink", 0);
         kafka.fetch_wait_ms = fetch_wait(config.lake.commit_interval);
-        let breaks =
-            BreaksThread::start(config, lake.clone(), app.codec.clone(), runtime.clone())?;
+        let breaks = BreaksThread::start(config, lake.clone(), app.codec.clone(), runtime.clone())?;
         let mut sink = Sink::new(
             &kafka,
             lake,

@@ -154,7 +154,7 @@ pub struct Bronze {
     /// By partition.
     pub slices: Vec<Slice>,
     /// System time of each commit met, by partition.
-    pub commit_times: Vec<std::collections::BTreeMap<i64, i64>>,
+    commit_times: Vec<Times>,
     /// Offset and content hash, by partition; empty unless asked for.
     pub hashes: Vec<Vec<(i64, u128)>>,
     /// Rows taken.
@@ -163,7 +163,20 @@ pub struct Bronze {
     pub nulls: std::collections::BTreeMap<String, (u64, u64)>,
 }
 
+/// System times by commit. Neighbours in a file are of different commits as a rule, so a look-up
+/// per row has to be cheap.
+#[derive(Debug, Clone, Default)]
+struct Times {
+    known: rustc_hash::FxHashSet<i64>,
+    list: Vec<(i64, i64)>,
+}
+
 impl Bronze {
+    /// System time (µs) of each commit met, of one partition.
+    pub fn commit_times(&self, partition: usize) -> std::collections::BTreeMap<i64, i64> {
+        self.commit_times[partition].list.iter().copied().collect()
+    }
+
     /// For this many partitions.
     pub fn new(partitions: usize) -> Bronze {
         Bronze {
@@ -243,7 +256,10 @@ impl Bronze {
             let number = commits.or(at, -1);
             if commit != (p, number) {
                 commit = (p, number);
-                self.commit_times[p].insert(number, sys_from);
+                let times = &mut self.commit_times[p];
+                if times.known.insert(number) {
+                    times.list.push((number, sys_from));
+                }
             }
             // A field that is null did not decode: such a trade is refused.
             let tick = Tick {

@@ -388,7 +388,12 @@ pub enum ReconcileLayer {
     behind Silver, an --as-of time beyond the stable frontier).")]
 pub struct ReconcileArgs {
     /// Layers, separated by commas
-    #[arg(long = "layer", value_enum, value_delimiter = ',', default_value = "bronze,silver,gold")]
+    #[arg(
+        long = "layer",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "bronze,silver,gold"
+    )]
     pub layers: Vec<ReconcileLayer>,
 
     /// Only this trade date, such as 2026-01-05
@@ -443,10 +448,14 @@ fn date(text: &str) -> Result<i32, String> {
 #[derive(Debug, Subcommand)]
 pub enum BreaksCommand {
     /// Breaks, newest first
-    #[command(after_help = "Examples:\n  finlake breaks list\n  finlake breaks list --layer silver --all")]
+    #[command(
+        after_help = "Examples:\n  finlake breaks list\n  finlake breaks list --layer silver --all"
+    )]
     List(BreaksListArgs),
     /// Note why a break is there; it stays open until it is no longer found
-    #[command(after_help = "Example:\n  finlake breaks explain 60610ce3 --why \"exchange outage 02:10 to 02:14\"")]
+    #[command(
+        after_help = "Example:\n  finlake breaks explain 60610ce3 --why \"exchange outage 02:10 to 02:14\""
+    )]
     Explain {
         /// The break's id, or how it begins
         id: String,

@@ -1,6 +1,6 @@
 //! `finlake reconcile`: the tables against the ledger, the layer below, and the topic.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -195,6 +195,7 @@ fn compare(
         source,
         rules: &options.market,
         def: lake.def(Table::Ticks),
+        read: RefCell::default(),
     });
     let records = topic.as_ref().map(|t| t as &dyn Records);
     let report = runtime.block_on(checks::run(
@@ -345,17 +346,41 @@ struct TicksTopic<'a> {
     source: &'a Source,
     rules: &'a Rules,
     def: TableDef,
+    /// Partitions that were read whole: first offset, and the records in order.
+    read: RefCell<BTreeMap<i32, Hashes>>,
 }
+
+/// First offset that the topic still has; offset and content hash of its records, ascending.
+type Hashes = (i64, Vec<(i64, u128)>);
+
+/// A partition with at most this many retained records is read once and kept (32 bytes each); of a
+/// larger one each range is read when it is asked for.
+const KEPT: i64 = 20_000_000;
 
 /// Records decoded at a time.
 const CHUNK: usize = 50_000;
 
 impl TicksTopic<'_> {
-    fn hashes(&self, partition: i32, from: i64, to: i64) -> Result<(i64, Vec<(i64, u128)>)> {
+    fn hashes(&self, partition: i32, from: i64, to: i64) -> Result<Hashes> {
+        if let Some((low, all)) = self.read.borrow().get(&partition) {
+            let (a, b) = (
+                all.partition_point(|r| r.0 < from),
+                all.partition_point(|r| r.0 < to),
+            );
+            return Ok((*low, all[a..b.max(a)].to_vec()));
+        }
         let topic = Topic::open(&self.source.config, topics::TICKS)?;
         let bounds = topic.bounds()?;
         let (low, high) = bounds.get(&partition).copied().unwrap_or((0, 0));
-        let range = (from.max(low), to.min(high));
+        if high - low > KEPT {
+            return self.range(&topic, partition, low, (from.max(low), to.min(high)));
+        }
+        let all = self.range(&topic, partition, low, (low, high))?;
+        self.read.borrow_mut().insert(partition, all);
+        self.hashes(partition, from, to)
+    }
+
+    fn range(&self, topic: &Topic, partition: i32, low: i64, range: (i64, i64)) -> Result<Hashes> {
         let mut out = Vec::new();
         let mut rows = BronzeRows::new(topics::TICKS, partition);
         topic.read(&BTreeMap::from([(partition, range)]), |message| {
@@ -407,7 +432,7 @@ impl TicksTopic<'_> {
 }
 
 impl Records for TicksTopic<'_> {
-    fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<(i64, Vec<(i64, u128)>), String> {
+    fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<Hashes, String> {
         self.hashes(partition, from, to)
             .map_err(|e| format!("{}/{partition} was not compared: {e:#}", topics::TICKS))
     }

@@ -296,33 +296,45 @@ impl Run<'_> {
     }
 
     /// Reads one span of Bronze.
-    async fn read(&self, walk: &mut Walk<'_>, filter: Filter, hashed: bool) -> Result<Bronze> {
+    /// `days`: the filter wants all rows of these days.
+    async fn read(
+        &self,
+        walk: &mut Walk<'_>,
+        filter: Filter,
+        days: Option<(i32, i32)>,
+        hashed: bool,
+    ) -> Result<Bronze> {
         let wanted: Vec<&str> = columns::TICKS
             .iter()
             .copied()
             .filter(|c| hashed || !columns::TOPIC_ONLY.contains(c))
             .collect();
-        let scan = Scan::columns(&wanted).filter(filter).dictionaries();
-        let mut batches = walk.bronze.scan(&scan).await?;
+        let exact = Scan::columns(&wanted).filter(filter.clone()).dictionaries();
+        // A file of one day needs no look at the time of each row.
+        let by_folder = Scan::columns(&wanted)
+            .filter(scope(self.options))
+            .dictionaries();
         let mut out = Bronze::new(walk.until.len());
-        while let Some(b) = batches.try_next().await? {
-            let limits = walk.until.clone();
-            let until = |p: usize| limits[p];
-            let rows = out.rows;
-            out.take(
-                &b.batch,
-                &self.options.market,
-                &mut walk.names,
-                &until,
-                hashed,
-            )
-            .map_err(bad)?;
-            for rule in &self.options.validators {
-                if let Measure::NullRate(column) = &rule.measure {
-                    out.count_nulls(&b.batch, column);
+        for file in walk.bronze.files(&filter).await? {
+            let inside = days.is_some_and(|(from, to): (i32, i32)| {
+                day_of(&file.path).is_some_and(|day| from <= day && day < to)
+            });
+            let scan = if inside { &by_folder } else { &exact };
+            let mut batches = walk.bronze.read_file(&file, scan).await?;
+            while let Some(b) = batches.try_next().await? {
+                let limits = walk.until.clone();
+                let until = |p: usize| limits[p];
+                let rows = out.rows;
+                let market = &self.options.market;
+                out.take(&b.batch, market, &mut walk.names, &until, hashed)
+                    .map_err(bad)?;
+                for rule in &self.options.validators {
+                    if let Measure::NullRate(column) = &rule.measure {
+                        out.count_nulls(&b.batch, column);
+                    }
                 }
+                self.watch.rows("trades", out.rows - rows, walk.total);
             }
-            self.watch.rows("trades", out.rows - rows, walk.total);
         }
         Ok(out)
     }
@@ -346,7 +358,7 @@ impl Run<'_> {
         if walk.bronze.files(&filter).await?.is_empty() {
             return Ok(out);
         }
-        let newer = self.read(walk, filter, false).await?;
+        let newer = self.read(walk, filter, None, false).await?;
         for (p, slice) in newer.slices.iter().enumerate() {
             let valid = slice.rows().iter().filter(|r| r.is_valid());
             out[p].newer = valid.map(|r| (r.symbol, r.time, r.offset)).collect();
@@ -365,7 +377,9 @@ impl Run<'_> {
         let days = (from, from.saturating_add(self.days()));
         let mut span = Span::default();
         let hashed = walk.check && self.records.is_some();
-        let mut bronze = self.read(walk, self.filter(Some(days)), hashed).await?;
+        let mut bronze = self
+            .read(walk, self.filter(Some(days)), Some(days), hashed)
+            .await?;
         span.ticks = bronze.rows;
         for (column, (nulls, all)) in &bronze.nulls {
             let measure = Measure::NullRate(column.clone());
@@ -393,7 +407,7 @@ impl Run<'_> {
             }
             self.note_ids(walk, p, &bronze, &mut span);
             if walk.silver.is_some() {
-                let times = &bronze.commit_times[p];
+                let times = bronze.commit_times(p);
                 self.silver(walk, p, &folded, &mut rows, times, &mut span);
             }
             span.bar_rows += rows.len() as u64;
@@ -420,7 +434,7 @@ impl Run<'_> {
         p: usize,
         folded: &Folded,
         rows: &mut [BarRow],
-        commit_times: &BTreeMap<i64, i64>,
+        commit_times: BTreeMap<i64, i64>,
         span: &mut Span,
     ) {
         let partition = i32::try_from(p).unwrap_or(i32::MAX);
@@ -432,7 +446,7 @@ impl Run<'_> {
             stream_times: walk.stream_times[p].clone(),
             settled: newest.is_some_and(|(_, line)| line.last),
             patience: self.options.patience,
-            commit_times: commit_times.clone(),
+            commit_times,
         };
         let market = &self.options.market;
         let out = &mut span.findings;
@@ -494,7 +508,8 @@ impl Run<'_> {
             return;
         }
         let limit = walk.until[p].saturating_sub(self.options.patience);
-        let old = bronze.commit_times[p].iter().filter(|(_, t)| **t <= limit);
+        let times = bronze.commit_times(p);
+        let old = times.iter().filter(|(_, t)| **t <= limit);
         let settled = old.map(|(c, _)| *c).max().unwrap_or(i64::MIN);
         // The newest commits of a stream that still runs; of one that ended all are old enough.
         let ended = self.books.is_some_and(|b| {
@@ -620,7 +635,7 @@ impl Run<'_> {
                 .symbol(name)
                 .partition(partition);
             let filter = filter.between("trade_id", id..id.saturating_add(1));
-            let bronze = self.read(walk, filter, false).await?;
+            let bronze = self.read(walk, filter, None, false).await?;
             let mut rows: Vec<_> = bronze.slices[p]
                 .rows()
                 .iter()
@@ -666,7 +681,7 @@ impl Run<'_> {
         let mut span = Span::default();
         let hashed = walk.check && self.records.is_some();
         let filter = scope(self.options).null("trade_time", true);
-        let mut bronze = self.read(walk, filter, hashed).await?;
+        let mut bronze = self.read(walk, filter, None, hashed).await?;
         span.ticks = bronze.rows;
         for p in 0..walk.until.len() {
             let slice = &mut bronze.slices[p];
