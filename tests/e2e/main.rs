@@ -5,6 +5,7 @@
 mod harness;
 
 mod capture;
+mod corrections;
 mod exact;
 mod faults;
 mod java;
