@@ -392,7 +392,11 @@ fn build(data: DataDir, layers: &mut Layers) -> Option<Config> {
     };
     let rules = layers.text("quality.rules").unwrap_or_default();
     if let Err(e) = finlake_reconcile::rules::parse(&rules) {
-        layers.problem("quality.rules", layers.origin("quality.rules"), e.to_string());
+        layers.problem(
+            "quality.rules",
+            layers.origin("quality.rules"),
+            e.to_string(),
+        );
     }
     let quality = Quality { rules };
     let lake = lake(layers);

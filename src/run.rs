@@ -73,7 +73,8 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
     let mut broken = false;
     while !signal.is_finished() {
         std::thread::sleep(Duration::from_millis(50));
-        if streams.as_ref().is_some_and(Streams::ended) || sinks.as_ref().is_some_and(Sinks::ended)
+        if streams.as_ref().is_some_and(Streams::ended)
+            || sinks.as_ref().is_some_and(Sinks::ended)
             || audit.as_ref().is_some_and(Audit::ended)
         {
             broken = true;

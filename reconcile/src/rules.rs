@@ -322,7 +322,12 @@ fn volume_sums<'a>(
             r.key.symbol == from.symbol && r.key.interval == 0 && r.key.start < end
         });
         let (mut sum, mut all) = (0i128, true);
+        let mut before = None;
         for part in inside {
+            // A row that stands twice is a DUPLICATE already.
+            if before.replace(part.key) == Some(part.key) {
+                continue;
+            }
             sum += part.content.volume.0;
             all &= whole(part.key);
         }

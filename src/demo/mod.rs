@@ -311,13 +311,7 @@ impl Demo<'_> {
 
 /// Ends when drained: inputs at their high watermark, corrections and checkpoints committed, one last heartbeat each,
 /// and the tables at the last commit of every partition.
-fn drain(
-    app: &App,
-    streams: Streams,
-    sinks: Sinks,
-    audit: Audit,
-    quiet: bool,
-) -> Result<()> {
+fn drain(app: &App, streams: Streams, sinks: Sinks, audit: Audit, quiet: bool) -> Result<()> {
     remark(
         quiet,
         "draining: last corrections and checkpoints, last heartbeats, last snapshots",

@@ -252,7 +252,9 @@ impl Metrics {
         let none: [&str; 0] = [];
         self.audit_entries.with_label_values(&none).inc();
         let partition = partition.to_string();
-        self.audit_commit.with_label_values(&[&partition]).set(commit);
+        self.audit_commit
+            .with_label_values(&[&partition])
+            .set(commit);
     }
 
     /// The audit has found something new.
@@ -262,7 +264,9 @@ impl Metrics {
 
     /// The audit has compared a table's rows with the ledger.
     pub fn audit_table(&self, table: &str, difference: i64) {
-        self.audit_difference.with_label_values(&[table]).set(difference);
+        self.audit_difference
+            .with_label_values(&[table])
+            .set(difference);
     }
 
     /// The listener of the sink.
