@@ -11,4 +11,5 @@ mod faults;
 mod java;
 mod oracle;
 mod readers;
+mod reconcile;
 mod rows;
