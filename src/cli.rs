@@ -5,8 +5,10 @@
 //! and the roles do the work.
 
 mod args;
+mod replay;
 
 pub use args::*;
+pub use replay::*;
 
 use std::path::PathBuf;
 
@@ -138,6 +140,12 @@ pub enum Command {
     Query(QueryArgs),
     /// What the tables hold: rows, positions, snapshots, files
     Tables(TablesArgs),
+    /// The versions of one bar or metric, who closed what, and the input behind each
+    History(HistoryArgs),
+    /// Run the topology again over past input, compare, correct
+    Replay(ReplayArgs),
+    /// Begin again: remove group offsets, stores and internal topics
+    Reset(ResetArgs),
     /// Check the tables against the ledger, the layer below and the topics
     Reconcile(ReconcileArgs),
     /// What was found to be wrong: list, explain

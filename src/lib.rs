@@ -12,6 +12,7 @@ pub mod generate;
 pub mod ingest;
 pub mod output;
 pub mod parts;
+pub mod replay;
 pub mod run;
 pub mod serve;
 pub mod sink;

@@ -85,6 +85,9 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         }
         Command::Query(args) => commands::query::run(global, &load()?, args),
         Command::Tables(args) => commands::tables::run(global, &load()?, args),
+        Command::History(args) => commands::history::run(global, &load()?, args),
+        Command::Replay(args) => commands::replay::run(global, load()?, args),
+        Command::Reset(args) => commands::reset::run(global, load()?, args),
         Command::Reconcile(args) => commands::reconcile::run(global, &load()?, args),
         Command::Breaks(command) => commands::breaks::run(global, &load()?, command),
         Command::Dlq(command) => commands::dlq::run(global, &load()?, command),

@@ -1,9 +1,10 @@
 //! `finlake run`: roles of the application until a signal ends them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
 
 use crate::app::{App, Sinks, Streams, ends, start_audit};
@@ -108,10 +109,12 @@ fn until_caught_up(
     audit: Option<Audit>,
 ) -> Result<()> {
     if let Some(streams) = streams {
+        alone(app, "", app.config.stream.threads)?;
         streams.drain();
         streams.join()?;
     }
     if let Some(sinks) = sinks {
+        alone(app, "-sink", 1)?;
         sinks.drain_to(ends(&app.config, finlake_schemas::topics::LEDGER)?);
         sinks.join()?;
     }
@@ -123,4 +126,37 @@ fn finish(audit: Option<Audit>) -> Result<()> {
     let Some(audit) = audit else { return Ok(()) };
     audit.stop();
     audit.join()
+}
+
+/// Waits until this process has its group to itself, or those that are in it have shown that they live.
+///
+/// A static member that has ended keeps its partitions until its session is over: nobody would read them meanwhile, and
+/// "caught up" would be said of the others only.
+fn alone(app: &App, suffix: &str, own: usize) -> Result<()> {
+    let config = &app.config;
+    let group = format!("{}{suffix}", config.kafka.application_id);
+    let mut client = rdkafka::ClientConfig::new();
+    for (key, value) in &config.kafka.client_properties().0 {
+        client.set(key, value);
+    }
+    let client: BaseConsumer = client.create()?;
+    let patience = config.stream.session_timeout + Duration::from_secs(5);
+    let began = Instant::now();
+    let mut quiet = 0;
+    // Three times in a row: a member hears of its new partitions a little after the group is stable.
+    while quiet < 3 && began.elapsed() < patience {
+        let list = client.fetch_group_list(Some(&group), Duration::from_secs(10));
+        let is_alone = list.is_ok_and(|list| {
+            let found = list.groups().iter().find(|g| g.name() == group);
+            found.is_some_and(|g| g.state() == "Stable" && g.members().len() == own)
+        });
+        quiet = if is_alone { quiet + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    if quiet < 3 {
+        tracing::info!(
+            "group {group} has other members: their partitions are theirs to catch up with"
+        );
+    }
+    Ok(())
 }

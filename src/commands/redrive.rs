@@ -8,7 +8,7 @@
 //!    bears `finlake.redrive`, with its place in the dead-letter topic.
 //!
 //! `too_late` is refused: the trade was accepted for the other intervals and would be a
-//! duplicate.
+//! duplicate. So is `stale_assertion`: the version it corrects is not the newest any more.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,6 +31,9 @@ use crate::output::{Kind, Progress, remark};
 pub const HEADER: &str = "finlake.redrive";
 /// Headers that begin so are ours: they tell of the rejection and do not go along.
 const OURS: &str = "finlake.";
+/// Sending these again would change nothing: a trade that was accepted for the other intervals, a correction of a version
+/// that is no longer the newest. The remedy of both is a replay.
+const REFUSED: [&str; 2] = [dlq::TOO_LATE, dlq::STALE_ASSERTION];
 /// Records of one transaction.
 const BATCH: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -64,11 +67,11 @@ fn decide(letter: &Letter, asked: Option<&str>, done: i64, explicit: bool) -> Ve
     if asked.is_some_and(|asked| !is_class(&class, asked)) {
         return Verdict::NotAsked;
     }
-    if is_class(&class, dlq::TOO_LATE) {
+    if REFUSED.iter().any(|refused| is_class(&class, refused)) {
         return Verdict::Refused;
     }
     match letter.source() {
-        Some((topic, _, _)) if topic == topics::TICKS => {}
+        Some((topic, _, _)) if topic == topics::TICKS || topic == topics::BARS => {}
         _ => return Verdict::Foreign,
     }
     if letter.offset < done && !explicit {
@@ -141,7 +144,7 @@ pub fn run(global: &Global, config: &Config, args: &DlqRedriveArgs) -> Result<()
     if run.tallies.values().any(|t| t.refused > 0) {
         remark(
             global.quiet,
-            "too_late records are refused: they would be duplicates; their remedy is a replay",
+            "too_late and stale_assertion records are refused: their remedy is `finlake replay`",
         );
     }
     Ok(())
@@ -396,6 +399,10 @@ mod tests {
             decide(&invalid, Some("malformed"), 0, false),
             Verdict::NotAsked
         );
+        let stale = letter("stale_assertion", topics::BARS, 7);
+        assert_eq!(decide(&stale, None, 0, false), Verdict::Refused);
+        let bars = letter("malformed", topics::BARS, 7);
+        assert_eq!(decide(&bars, None, 0, false), Verdict::Send);
         let late = letter("too_late:1m", topics::TICKS, 7);
         for (asked, explicit) in [(None, false), (Some("too_late"), true)] {
             assert_eq!(decide(&late, asked, 0, explicit), Verdict::Refused);

@@ -320,6 +320,7 @@ pub fn kills(world: &World, kills: usize, trades: u64, seed: u64) {
     );
     world.finish("a");
     world.verify();
+    world.replays();
 }
 
 #[test]
@@ -359,4 +360,5 @@ fn a_zombie_woken_after_its_session_doubles_nothing() {
     assert_eq!(b.stop(secs(60)), 0, "{}", b.tail());
     world.finish("b");
     world.verify();
+    world.replays();
 }

@@ -12,4 +12,5 @@ mod java;
 mod oracle;
 mod readers;
 mod reconcile;
+mod replay;
 mod rows;

@@ -1,0 +1,151 @@
+//! `finlake reset`: the application begins again at the first record of its inputs.
+//!
+//! Lists first; removes only with `--yes`. Never touches inputs, schemas or tables. A running instance stops it: its
+//! group has members.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use finlake_schemas::topics;
+use futures::executor::block_on;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::{DIFFERS, SAME, printer};
+use crate::app::{App, ends};
+use crate::cli::{Global, ResetArgs};
+use crate::config::Config;
+use crate::output::{Kind, remark};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Topics that the application writes and others may read.
+const OUTPUTS: [&str; 5] = [
+    topics::OHLCV,
+    topics::METRICS,
+    topics::LIVE,
+    topics::LEDGER,
+    topics::DLQ,
+];
+
+/// Runs the command. Exit code 1 if there is something to remove and it was not.
+///
+/// # Errors
+/// An instance runs; the ledger would begin again beside its old entries; Kafka does not answer.
+pub fn run(global: &Global, config: Config, args: &ResetArgs) -> Result<u8> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let app = runtime.block_on(App::prepare(config, false))?;
+    let config = &app.config;
+    let mut client = ClientConfig::new();
+    for (key, value) in &config.kafka.client_properties().0 {
+        client.set(key, value);
+    }
+    let consumer: BaseConsumer = client.create()?;
+    let admin: AdminClient<DefaultClientContext> = client.create()?;
+
+    let groups = groups(&consumer, &config.kafka.application_id)?;
+    let metadata = consumer
+        .fetch_metadata(None, PATIENCE)
+        .with_context(|| format!("Kafka at {}", config.kafka.bootstrap_servers))?;
+    let there = |name: &str| metadata.topics().iter().any(|t| t.name() == name);
+    let mut names = app.topology.changelogs(&config.kafka.application_id);
+    if args.outputs {
+        names.extend(OUTPUTS.map(str::to_owned));
+    }
+    names.retain(|name| there(name));
+    if !args.outputs && there(topics::LEDGER) {
+        let written: i64 = ends(config, topics::LEDGER)?.values().sum();
+        if written > 0 {
+            bail!(
+                "{} has entries: without its stores the application would number its commits from 1 again beside them. \
+                 Add --outputs to remove the output topics too",
+                topics::LEDGER
+            );
+        }
+    }
+    let state = config.state.dir.clone();
+    let mut out = printer(
+        global,
+        &[
+            ("what", Kind::Text),
+            ("name", Kind::Text),
+            ("note", Kind::Text),
+        ],
+    )?;
+    let mut line = |what: &str, name: &str, note: &str| {
+        out.row(vec![
+            Some(what.into()),
+            Some(name.into()),
+            Some(note.into()),
+        ])
+    };
+    for (group, members) in &groups {
+        line("consumer group", group, &format!("{members} members"))?;
+    }
+    for name in &names {
+        line("topic", name, "")?;
+    }
+    if state.exists() {
+        line("state stores", &state.display().to_string(), "")?;
+    }
+    out.finish(&[("done", args.yes.into())])?;
+    if groups.is_empty() && names.is_empty() && !state.exists() {
+        remark(global.quiet, "nothing to reset");
+        return Ok(SAME);
+    }
+    if let Some((group, members)) = groups.iter().find(|(_, members)| *members > 0) {
+        bail!(
+            "group {group} has {members} members: stop every instance first (with --leave, or wait for the session \
+             timeout)"
+        );
+    }
+    if !args.yes {
+        remark(global.quiet, "nothing was removed; --yes removes it");
+        return Ok(DIFFERS);
+    }
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    if !groups.is_empty() {
+        let names: Vec<&str> = groups.iter().map(|(g, _)| g.as_str()).collect();
+        for result in block_on(admin.delete_groups(&names, &options))? {
+            result.map_err(|(name, e)| anyhow::anyhow!("group {name}: {e}"))?;
+        }
+    }
+    if !names.is_empty() {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        for result in block_on(admin.delete_topics(&names, &options))? {
+            result.map_err(|(name, e)| anyhow::anyhow!("topic {name}: {e}"))?;
+        }
+    }
+    if state.exists() {
+        std::fs::remove_dir_all(&state).with_context(|| state.display().to_string())?;
+    }
+    remark(
+        global.quiet,
+        "done; `finlake topics create` makes the topics again",
+    );
+    Ok(SAME)
+}
+
+/// The application's own groups and how many members each has.
+fn groups(consumer: &BaseConsumer, app: &str) -> Result<Vec<(String, usize)>> {
+    let list = consumer.fetch_group_list(None, PATIENCE)?;
+    let ours = |name: &str| {
+        name == app
+            || ["-sink", "-audit"]
+                .iter()
+                .any(|end| name.strip_suffix(end) == Some(app))
+            || name
+                .strip_prefix(app)
+                .is_some_and(|n| n.starts_with("-dlq-redrive-"))
+    };
+    let mut groups: Vec<(String, usize)> = list
+        .groups()
+        .iter()
+        .filter(|g| ours(g.name()))
+        .map(|g| (g.name().to_owned(), g.members().len()))
+        .collect();
+    groups.sort();
+    Ok(groups)
+}

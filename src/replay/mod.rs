@@ -1,0 +1,29 @@
+//! Replay: the topology once more, with fresh stores, over input that was processed before.
+//!
+//! ```text
+//! topics (ledger, ticks, bars) ─┐
+//!                               ├─► rerun: the production task, stores in memory ─► rows ─┐
+//! bronze.market_ticks ──────────┘                                                        ├─► compare ─► differences
+//! silver, gold at pinned snapshots ──────────────────────────────────────────────────────┘        └─► apply: assertions
+//! ```
+//!
+//! Whole replays follow the ledger: the same input ranges, the same system times, so that what comes out is what came
+//! out then. Ranges are read from Bronze by trade time, widened to whole days (and to the closes that Gold's windows
+//! need). `verify` rebuilds the tables from their topics and compares every row of every version.
+//!
+//! Must never write a live table or move a group's offsets: differences go through `market.bars`, so that the live task
+//! alone gives out revisions and system times.
+
+pub mod apply;
+mod bronze;
+mod compare;
+mod live;
+mod rerun;
+mod topics;
+pub mod verify;
+
+pub use compare::{Content, Difference, Row, Tally, What};
+pub use rerun::{From, Rerun, range, whole};
+
+/// Microseconds of a day; every interval divides it.
+pub const DAY: i64 = 86_400_000_000;

@@ -1,0 +1,214 @@
+//! Looking back: replays of what was processed, tables rebuilt from their topics, the remedy for trades that came too
+//! late, a reset. On the embedded broker; exact.rs does the same on what kills and zombies left on Apache Kafka.
+
+use finlake::demo::market::Message;
+use finlake_devkafka::DevKafka;
+use finlake_schemas::{Dec8, Tick, topics};
+
+use crate::exact::{World, market};
+use crate::harness::{Ran, secs};
+use crate::rows;
+
+impl World {
+    /// Replays everything, and rebuilds the tables from their topics: nothing may differ.
+    pub fn replays(&self) {
+        let ran = self
+            .finlake("replay")
+            .args(["replay", "--all", "--verify"])
+            .run(secs(600));
+        assert_eq!(ran.code, 0, "{}\n{}", ran.stdout, ran.stderr);
+        let said = |text: &str| assert!(ran.stderr.contains(text), "{text}: {}", ran.stderr);
+        said("0 different; Gold");
+        for table in [
+            "bronze.market_ticks",
+            "silver.market_ohlcv",
+            "gold.market_metrics",
+        ] {
+            assert!(
+                ran.stderr
+                    .lines()
+                    .any(|l| l.starts_with(table) && l.ends_with(": equal")),
+                "{table}: {}",
+                ran.stderr
+            );
+        }
+    }
+
+    fn replay(&self, args: &[&str]) -> Ran {
+        self.finlake("replay")
+            .arg("replay")
+            .args(args)
+            .run(secs(120))
+    }
+}
+
+fn tick(world: &World, id: i64, time: i64, price: i64) -> Message {
+    let tick = Tick {
+        source: "sim",
+        symbol: "LATE-USD",
+        trade_id: id,
+        price: Dec8(i128::from(price) * 100_000_000),
+        quantity: Dec8(100_000_000),
+        trade_time: time,
+        event_time: None,
+        buyer_maker: None,
+        ingest_time: None,
+        first_trade_id: None,
+        last_trade_id: None,
+    };
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    tick.key(&mut key);
+    world.codec.encode_tick(&tick, 2, &mut value).unwrap();
+    Message { key, value }
+}
+
+#[test]
+fn everything_replayed_and_every_table_rebuilt_is_equal() {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,5m,1h,1d");
+    world.create_topics();
+    let messages = market(&world, 17, 12, 40_000);
+    let (first, rest) = messages.split_at(messages.len() / 2);
+    for part in [first, rest] {
+        world.produce(part);
+        world.finish("a");
+    }
+    world.replays();
+    // Nothing is left of the rebuilt tables.
+    let left = std::fs::read_dir(world.data()).unwrap();
+    let left = left.filter(|e| {
+        let name = e.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with("replay-")
+    });
+    assert_eq!(left.count(), 0);
+}
+
+const DAY: i64 = 86_400_000_000;
+
+#[test]
+fn a_trade_too_late_for_its_minute_is_put_right_by_a_replay() {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,1h,1d");
+    world.create_topics();
+    let day = 1_767_571_200_000_000;
+    let mut messages: Vec<Message> = (0..50)
+        .map(|n| tick(&world, n, day + n * DAY + 1_000, 100 + n))
+        .collect();
+    // Fifty days late, in the first minute of all, a minute whose bar has left the store.
+    messages.push(tick(&world, 1_000, day + 2_000, 500));
+    world.produce(&messages);
+    world.finish("a");
+    let bar = format!(
+        "select high, trade_count, revision from silver.market_ohlcv where is_current and bar_interval = '1m' and \
+         cast(bar_start as bigint) = {day}"
+    );
+    assert_eq!(rows::ask(&world.data(), &bar), ["100.00000000,1,0"]);
+    let letters = world.read(topics::DLQ);
+    let at = letters
+        .iter()
+        .find_map(|(r, headers)| {
+            let header = |name: &str| {
+                headers
+                    .iter()
+                    .find(|(k, _)| k == name)
+                    .map(|(_, v)| v.as_str())
+            };
+            let late = header("finlake.error.class") == Some("too_late:1m");
+            late.then(|| {
+                format!(
+                    "market.ticks:{}:{}",
+                    r.partition,
+                    header("finlake.offset").unwrap()
+                )
+            })
+        })
+        .expect("a dead letter that says too_late:1m");
+
+    let found = world.replay(&["--from-offsets", &at, "--output", "csv"]);
+    assert_eq!(found.code, 1, "{}\n{}", found.stdout, found.stderr);
+    assert_eq!(found.stdout.lines().count(), 2, "{}", found.stdout);
+    assert!(found.stdout.contains("different"), "{}", found.stdout);
+    assert_eq!(
+        rows::ask(&world.data(), &bar),
+        ["100.00000000,1,0"],
+        "nothing is written yet"
+    );
+
+    world.replay(&[
+        "--from-offsets",
+        &at,
+        "--apply",
+        "--reason",
+        "the late trade",
+    ]);
+    world.finish("a");
+    assert_eq!(rows::ask(&world.data(), &bar), ["500.00000000,2,1"]);
+    let again = world.replay(&["--from-offsets", &at]);
+    assert_eq!(again.code, 0, "{}\n{}", again.stdout, again.stderr);
+
+    let key = format!("sim:LATE-USD:1m:{day}");
+    let history = world
+        .finlake("a")
+        .args(["history", &key, "--output", "csv"])
+        .run(secs(60))
+        .ok();
+    let lines: Vec<&str> = history.stdout.lines().skip(1).collect();
+    assert_eq!(lines.len(), 2, "{}", history.stdout);
+    assert!(lines[0].contains("superseded by") && lines[1].contains("current"));
+    // The assertion is in the books: a whole replay takes it in and comes to the same tables.
+    world.replays();
+}
+
+#[test]
+fn a_reset_lists_first_and_then_begins_again() {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,1h,1d");
+    world.create_topics();
+    world.produce(&market(&world, 23, 4, 5_000));
+    world.finish("a");
+    let before = rows::silver(&world.data());
+    let reset = |args: &[&str]| world.finlake("a").arg("reset").args(args).run(secs(60));
+    let refused = reset(&[]);
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("--outputs"), "{}", refused.stderr);
+    // The static members' sessions have to end first.
+    let listed = crate::harness::eventually("the groups are empty", secs(60), || {
+        let listed = reset(&["--outputs"]);
+        (listed.code == 1).then_some(listed)
+    });
+    assert!(
+        listed.stdout.contains("consumer group"),
+        "{}",
+        listed.stdout
+    );
+    assert!(
+        !world.read(topics::LEDGER).is_empty(),
+        "a list removes nothing"
+    );
+
+    assert_eq!(reset(&["--outputs", "--yes"]).code, 0);
+    world.create_topics();
+    assert!(world.read(topics::LEDGER).is_empty());
+    let ran = world
+        .finlake("a")
+        .set("lake.namespace_prefix", "again_")
+        .args(["run", "--until-caught-up"])
+        .run(secs(120));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let after = world
+        .finlake("a")
+        .set("lake.namespace_prefix", "again_")
+        .args([
+            "query",
+            "--quiet",
+            "--output",
+            "csv",
+            "select count(*) from silver.market_ohlcv where is_current",
+        ])
+        .run(secs(60))
+        .ok();
+    assert_eq!(
+        after.stdout.lines().nth(1),
+        Some(before.len().to_string().as_str())
+    );
+}
