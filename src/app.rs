@@ -40,8 +40,9 @@ pub struct App {
 
 /// The pipeline's settings.
 pub fn pipeline_config(config: &Config) -> PipelineConfig {
-    let mut limits = finlake_market::Limits::default();
-    limits.max_ahead = micros(config.stream.max_ahead);
+    let limits = finlake_market::Limits {
+        max_ahead: micros(config.stream.max_ahead),
+    };
     PipelineConfig {
         app_id: config.kafka.application_id.clone(),
         intervals: config.stream.intervals.list().to_vec(),

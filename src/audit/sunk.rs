@@ -102,11 +102,11 @@ impl BreaksThread {
 }
 
 fn owned(consumer: &BaseConsumer<Owned>) -> Vec<i32> {
-    let list = consumer.assignment().map(|l| {
-        let all = l.elements().iter().map(|e| e.partition()).collect();
-        all
-    });
-    list.unwrap_or_default()
+    let Ok(list) = consumer.assignment() else {
+        return Vec::new();
+    };
+    let elements = list.elements();
+    elements.iter().map(|e| e.partition()).collect()
 }
 
 fn follow(

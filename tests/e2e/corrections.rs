@@ -105,7 +105,7 @@ fn corrections_are_applied_once_whatever_dies() {
             expected_sys_from: Some(row.sys_from - i64::from(stale)),
             expected_revision: Some(row.revision),
             content,
-            retracted: n % 5 == 0,
+            retracted: n.is_multiple_of(5),
             origin: "test",
             reason: "e2e",
             sent_at: 1,
@@ -121,14 +121,16 @@ fn corrections_are_applied_once_whatever_dies() {
     };
     for (n, row) in rows.iter().enumerate() {
         // Every one twice: the second holds already. Some before that with a version that never was.
-        if n % 7 == 0 && here(n) {
+        if n.is_multiple_of(7) && here(n) {
             assert_bar(row, n, true);
         }
         assert_bar(row, n, false);
         assert_bar(row, n, false);
     }
     records.push((b"sim:X".to_vec(), b"poison".to_vec()));
-    let stale = (0..rows.len()).filter(|n| n % 7 == 0 && here(*n)).count();
+    let stale = (0..rows.len())
+        .filter(|n| n.is_multiple_of(7) && here(*n))
+        .count();
 
     let mut a = world.finlake("a").arg("run").spawn();
     let pieces: Vec<_> = records.chunks(records.len() / 4 + 1).collect();

@@ -202,7 +202,7 @@ pub fn round9(x: Option<f64>) -> String {
 
 fn gold(symbol: &(String, String), closes: &[(i64, i128)], into: &mut BTreeSet<String>) {
     let price = |i: usize| closes[i].1 as f64;
-    for i in 0..closes.len() {
+    for (i, (start, close)) in closes.iter().enumerate() {
         let back = |n: usize| (i >= n).then(|| price(i) / price(i - n) - 1.0);
         let stat = |n: usize| -> (Option<f64>, Option<f64>) {
             if i < n {
@@ -225,8 +225,8 @@ fn gold(symbol: &(String, String), closes: &[(i64, i128)], into: &mut BTreeSet<S
             "{}|{}|{}|{}|{}|{}|{}|{}|{}|{}|{}",
             symbol.0,
             symbol.1,
-            closes[i].0.div_euclid(DAY),
-            fixed(closes[i].1, 8),
+            start.div_euclid(DAY),
+            fixed(*close, 8),
             round9(back(1)),
             round9(back(30)),
             round9(back(90)),

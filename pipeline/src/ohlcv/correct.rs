@@ -106,7 +106,7 @@ impl Bars {
 
 /// Puts a correction in the place of what a cell holds; false if it holds that already.
 fn replace(cell: &mut Cell, c: &Correction) -> Result<bool, Failure> {
-    if !cell.changed && cell.content == c.content && cell.retracted == c.retracted {
+    if cell.content == c.content && cell.retracted == c.retracted {
         return Ok(false);
     }
     let newest = cell.open_version().map(|e| (e.sys_from, e.revision));

@@ -324,7 +324,7 @@ fn scaled(batch: &RecordBatch, column: &str, row: usize, millionths: i128) -> Re
 }
 
 async fn drift(d: &mut Damage<'_>, n: usize, topic: &Pristine) {
-    let (millionths, severity) = if n % 2 == 0 {
+    let (millionths, severity) = if n.is_multiple_of(2) {
         (200, Severity::Material)
     } else {
         (50, Severity::Minor)

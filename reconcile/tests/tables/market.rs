@@ -197,7 +197,7 @@ fn feed(p: i32, spec: &Spec) -> Vec<Input> {
             out.push(copy);
             offset += 1;
         }
-        if out.len() % spec.per_commit == 0 && spec.faults {
+        if out.len().is_multiple_of(spec.per_commit) && spec.faults {
             offset += 1; // a transaction marker
         }
     }
