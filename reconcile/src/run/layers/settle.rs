@@ -1,0 +1,208 @@
+//! What one span found beside bars: trade ids, offsets against the topic, what lies elsewhere.
+
+use super::*;
+
+impl Run<'_> {
+    /// Ids of refused records, and up to which id a gap can no longer be on its way.
+    pub(super) fn note_ids(&self, walk: &Walk<'_>, p: usize, bronze: &Bronze, span: &mut Span) {
+        if !walk.check {
+            return;
+        }
+        let limit = walk.until[p].saturating_sub(self.options.patience);
+        let times = bronze.commit_times(p);
+        let old = times.iter().filter(|(_, t)| **t <= limit);
+        let settled = old.map(|(c, _)| *c).max().unwrap_or(i64::MIN);
+        // The newest commits of a stream that still runs; of one that ended all are old enough.
+        let ended = self.books.is_some_and(|b| {
+            let partition = i32::try_from(p).unwrap_or(i32::MAX);
+            b.until(partition, walk.until[p])
+                .last()
+                .is_some_and(|(_, l)| l.last)
+        });
+        let mut last: Option<(u32, i64)> = None;
+        for row in bronze.slices[p].rows() {
+            if !row.is_valid() {
+                if row.id >= 0 {
+                    span.rejected.entry(row.symbol).or_default().push(row.id);
+                }
+                continue;
+            }
+            if !ended && row.commit > settled {
+                continue;
+            }
+            match &mut last {
+                Some((symbol, id)) if *symbol == row.symbol => *id = (*id).max(row.id),
+                _ => {
+                    let before = last.replace((row.symbol, row.id));
+                    note(&mut span.settled_ids, before);
+                }
+            }
+        }
+        note(&mut span.settled_ids, last);
+    }
+
+    /// Bronze against the records of the topic in the span's offsets.
+    pub(super) fn against_topic(&mut self, bronze: &Bronze, days: (i32, i32), span: &mut Span) {
+        let Some(records) = self.records else { return };
+        // A span of time is not a range of offsets: only a run over everything can tell a record
+        // that is missing from one that belongs to another day.
+        let _ = days;
+        for (p, rows) in bronze.hashes.iter().enumerate() {
+            let (Some(from), Some(to)) = (
+                rows.iter().map(|r| r.0).min(),
+                rows.iter().map(|r| r.0 + 1).max(),
+            ) else {
+                continue;
+            };
+            let partition = i32::try_from(p).unwrap_or(i32::MAX);
+            match records.ticks(partition, from, to) {
+                Err(why) => self.report.unchecked.push(why),
+                Ok((first, expected)) => {
+                    let have: BTreeSet<i64> = rows.iter().map(|r| r.0).collect();
+                    let retained = rows.iter().copied().filter(|r| r.0 >= first).collect();
+                    let expected = expected
+                        .into_iter()
+                        .filter(|r| have.contains(&r.0))
+                        .collect();
+                    let expected = crate::bisect::Side::new(expected);
+                    let actual = crate::bisect::Side::new(retained);
+                    bronze::topic(partition, &expected, &actual, &mut span.findings);
+                }
+            }
+        }
+    }
+
+    /// With a date: records elsewhere that bear an id of this date.
+    pub(super) async fn foreign(
+        &mut self,
+        walk: &Walk<'_>,
+        contested: &mut BTreeSet<(usize, u32, i64)>,
+    ) -> Result<()> {
+        let Some((from, to)) = self.options.dates else {
+            return Ok(());
+        };
+        for id in 0..walk.names.len() {
+            let symbol = id as u32;
+            let (source, name) = walk.names.get(symbol);
+            for (p, seen) in walk.seen.iter().enumerate() {
+                let runs = seen.runs(symbol);
+                let (Some(first), Some(last)) = (runs.first(), runs.last()) else {
+                    continue;
+                };
+                let partition = i32::try_from(p).unwrap_or(i32::MAX);
+                let base = || {
+                    let ids = first.0..last.1.saturating_add(1);
+                    let f = Filter::all()
+                        .source(source)
+                        .symbol(name)
+                        .partition(partition);
+                    f.between("trade_id", ids)
+                };
+                for filter in [base().dates(0..from.max(0)), base().dates(to..LAST_DAY)] {
+                    let scan = Scan::columns(&["trade_id"]).filter(filter);
+                    let mut batches = walk.bronze.scan(&scan).await?;
+                    while let Some(b) = batches.try_next().await? {
+                        use arrow::array::AsArray;
+                        use arrow::datatypes::Int64Type;
+                        let ids = b.batch.column(0).as_primitive_opt::<Int64Type>();
+                        for id in ids.into_iter().flat_map(|c| c.iter().flatten()) {
+                            let at = runs.partition_point(|r| r.1 < id);
+                            if runs.get(at).is_some_and(|r| r.0 <= id) {
+                                contested.insert((p, symbol, id));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out which record of each contested id counts, and compares the spans concerned again.
+    pub(super) async fn settle(
+        &mut self,
+        walk: &mut Walk<'_>,
+        contested: &BTreeSet<(usize, u32, i64)>,
+        results: &mut BTreeMap<i32, Span>,
+    ) -> Result<()> {
+        let days = self.days();
+        let partitions = walk.until.len();
+        let mut outside: BTreeMap<i32, Vec<Outside>> = BTreeMap::new();
+        for &(p, symbol, id) in contested {
+            let (source, name) = walk.names.get(symbol);
+            let partition = i32::try_from(p).unwrap_or(i32::MAX);
+            let filter = Filter::all()
+                .source(source)
+                .symbol(name)
+                .partition(partition);
+            let filter = filter.between("trade_id", id..id.saturating_add(1));
+            let bronze = self.read(walk, filter, None, false).await?;
+            let mut rows: Vec<_> = bronze.slices[p]
+                .rows()
+                .iter()
+                .filter(|r| r.is_valid())
+                .collect();
+            rows.sort_by_key(|r| r.offset);
+            let Some(first) = rows.first() else { continue };
+            for row in &rows {
+                let day = finlake_market::interval::date_of(row.time);
+                let span = day.div_euclid(days) * days;
+                let of = outside
+                    .entry(span)
+                    .or_insert_with(|| vec![Outside::default(); partitions]);
+                of[p].settled.insert((symbol, id));
+                if row.offset == first.offset {
+                    continue;
+                }
+                of[p].losers.insert(row.offset);
+                if walk.check {
+                    let same = trades::SameId {
+                        symbol,
+                        id,
+                        first: first.offset,
+                        other: row.offset,
+                    };
+                    let out = &mut self.report.findings;
+                    bronze::two_contents(partition, &[same], &walk.names, out);
+                }
+            }
+        }
+        for (from, of) in outside {
+            if let Some(result) = results.get_mut(&from) {
+                let mut scratch = vec![Seen::default(); partitions];
+                *result = self.span(walk, from, &of, &mut scratch).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows without a trade time: they count, and nothing else can be said of them.
+    pub(super) async fn undecodable(&mut self, walk: &mut Walk<'_>) -> Result<Span> {
+        let mut span = Span::default();
+        let hashed = walk.check && self.records.is_some();
+        let filter = scope(self.options).null("trade_time", true);
+        let mut bronze = self.read(walk, filter, None, hashed).await?;
+        span.ticks = bronze.rows;
+        for p in 0..walk.until.len() {
+            let slice = &mut bronze.slices[p];
+            let market = &self.options.market;
+            let none = Outside::default();
+            let folded = trades::fold(slice, market, &Cuts::default(), &mut Seen::default(), &none)
+                .map_err(|e| LakeError::Internal(e.to_string()))?;
+            if walk.check {
+                let partition = i32::try_from(p).unwrap_or(i32::MAX);
+                bronze::doubled(partition, &folded.doubled, &mut span.findings);
+            }
+            self.note_ids(walk, p, &bronze, &mut span);
+            span.counted.push(folded.counts);
+            span.bars.push(BTreeMap::new());
+            span.withdrawn.push(BTreeMap::new());
+            span.offsets
+                .push(runs(bronze.slices[p].rows().iter().map(|r| r.offset)));
+        }
+        if hashed {
+            self.against_topic(&bronze, (0, 0), &mut span);
+        }
+        Ok(span)
+    }
+}
