@@ -34,6 +34,18 @@ pub struct FileStorage {
     _lock: Option<File>,
 }
 
+/// A lock outlives its broker for a moment: a child that any thread forks holds a copy of the file until it becomes its
+/// program.
+fn patiently(lock: &std::fs::File) -> Result<(), ()> {
+    for _ in 0..40 {
+        if lock.try_lock().is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    Err(())
+}
+
 impl FileStorage {
     /// Opens (and creates) a data folder and locks it. `sync`: fsync after every append.
     pub fn open(root: &Path, sync: bool) -> Result<FileStorage> {
@@ -45,7 +57,7 @@ impl FileStorage {
             .write(true)
             .open(root.join("LOCK"))
             .map_err(|e| StorageError::new("open the lock of", &name, e))?;
-        lock.try_lock().map_err(|_| {
+        patiently(&lock).map_err(|()| {
             let taken = std::io::Error::new(
                 std::io::ErrorKind::WouldBlock,
                 "another broker uses this data folder",
