@@ -36,14 +36,14 @@ pub struct FileStorage {
 
 /// A lock outlives its broker for a moment: a child that any thread forks holds a copy of the file until it becomes its
 /// program.
-fn patiently(lock: &std::fs::File) -> Result<(), ()> {
-    for _ in 0..40 {
-        if lock.try_lock().is_ok() {
-            return Ok(());
+fn patiently(lock: &File) -> bool {
+    (0..40).any(|_| {
+        let free = lock.try_lock().is_ok();
+        if !free {
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    Err(())
+        free
+    })
 }
 
 impl FileStorage {
@@ -57,13 +57,13 @@ impl FileStorage {
             .write(true)
             .open(root.join("LOCK"))
             .map_err(|e| StorageError::new("open the lock of", &name, e))?;
-        patiently(&lock).map_err(|()| {
+        if !patiently(&lock) {
             let taken = std::io::Error::new(
                 std::io::ErrorKind::WouldBlock,
                 "another broker uses this data folder",
             );
-            StorageError::new("lock", &name, taken)
-        })?;
+            return Err(StorageError::new("lock", &name, taken));
+        }
         Ok(FileStorage {
             sync,
             _lock: Some(lock),
