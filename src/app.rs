@@ -349,10 +349,7 @@ async fn prepare_lake(app: &App) -> Result<Lakehouse> {
 /// # Errors
 /// Kafka does not answer.
 pub fn ends(config: &Config, topic: &str) -> Result<BTreeMap<i32, i64>> {
-    let mut client = rdkafka::ClientConfig::new();
-    for (key, value) in &config.kafka.client_properties().0 {
-        client.set(key, value);
-    }
+    let mut client = crate::kafka::client(config);
     client.set("isolation.level", "read_uncommitted");
     let client: BaseConsumer = client.create()?;
     (0..config.kafka.partitions)

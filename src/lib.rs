@@ -10,6 +10,7 @@ pub mod config;
 pub mod demo;
 pub mod generate;
 pub mod ingest;
+pub mod kafka;
 pub mod output;
 pub mod parts;
 pub mod replay;

@@ -135,10 +135,7 @@ fn finish(audit: Option<Audit>) -> Result<()> {
 fn alone(app: &App, suffix: &str, own: usize) -> Result<()> {
     let config = &app.config;
     let group = format!("{}{suffix}", config.kafka.application_id);
-    let mut client = rdkafka::ClientConfig::new();
-    for (key, value) in &config.kafka.client_properties().0 {
-        client.set(key, value);
-    }
+    let client = crate::kafka::client(config);
     let client: BaseConsumer = client.create()?;
     let patience = config.stream.session_timeout + Duration::from_secs(5);
     let began = Instant::now();

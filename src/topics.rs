@@ -8,7 +8,6 @@ use std::time::Duration;
 use finlake_pipeline::Market;
 use finlake_schemas::topics;
 use finlake_topology::Topology;
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode;
@@ -73,10 +72,7 @@ pub async fn ensure(config: &Config, wanted: &[Wanted]) -> Result<Vec<String>, T
         bootstrap: bootstrap.clone(),
         error,
     };
-    let mut client = ClientConfig::new();
-    for (key, value) in &config.kafka.client_properties().0 {
-        client.set(key, value);
-    }
+    let client = crate::kafka::client(config);
     let admin: AdminClient<DefaultClientContext> = client.create().map_err(unreachable)?;
     let metadata = admin
         .inner()

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use finlake_schemas::{Break, Codec, keys, topics};
-use rdkafka::ClientConfig;
 use rdkafka::Message;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
-use super::topic::Topic;
 use crate::config::Config;
+use crate::kafka::{self, Topic};
 
 /// The newest version of every break.
 pub struct Known;
@@ -32,7 +31,7 @@ impl Known {
         let mut known: BTreeMap<[u8; 16], Break> = BTreeMap::new();
         topic.read(&bounds, |message| {
             let Some(value) = message.payload() else {
-                return Ok(());
+                return Ok(true);
             };
             if let Some(id) = finlake_schemas::schema_id(value)
                 && !codec.knows(id)
@@ -53,7 +52,7 @@ impl Known {
             if newer {
                 known.insert(found.break_id, found);
             }
-            Ok(())
+            Ok(true)
         })?;
         Ok(known)
     }
@@ -70,10 +69,7 @@ impl Publisher {
     /// # Errors
     /// Impossible client settings.
     pub fn open(config: &Config) -> Result<Publisher> {
-        let mut client = ClientConfig::new();
-        for (key, value) in &config.kafka.client_properties().0 {
-            client.set(key, value);
-        }
+        let mut client = kafka::client(config);
         client
             .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")

@@ -1,5 +1,4 @@
-//! The audit: the ledger followed all the time, what it finds as metrics, log lines and breaks;
-//! and the readers of topics that `finlake reconcile` shares with it.
+//! The audit: the ledger followed all the time, what it finds as metrics, log lines and breaks.
 //!
 //! Reads the ledger, never the data topics, so it costs a small part of what the pipeline does.
 //! Never stops the pipeline: a finding is told, not acted on. Data flows: ledger and table
@@ -8,9 +7,7 @@
 mod breaks;
 mod role;
 mod sunk;
-mod topic;
 
 pub use breaks::{Known, Publisher};
 pub use role::{Audit, AuditControl};
 pub use sunk::BreaksThread;
-pub use topic::{Topic, reachable};

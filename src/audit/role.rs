@@ -18,14 +18,13 @@ use finlake_lakehouse::{LakeError, Lakehouse, Table};
 use finlake_reconcile::counts::{self, Of};
 use finlake_reconcile::{Findings, Layer, LedgerAudit, TaskAudit};
 use finlake_schemas::{Break, BreakStatus, Codec, topics};
-use parking_lot::Mutex;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use super::breaks::{Known, Publisher};
-use super::topic::is_passing;
 use crate::config::Config;
+use crate::kafka::{self, Moves, is_passing};
 use crate::serve::metrics::Metrics;
 
 /// Between two looks at the tables.
@@ -41,26 +40,6 @@ const NAME: &str = "audit";
 #[derive(Debug, Default)]
 pub struct AuditControl {
     pub stop: AtomicBool,
-}
-
-/// Notes which partitions came and went.
-#[derive(Default)]
-struct Group {
-    events: Mutex<Vec<(bool, Vec<i32>)>>,
-}
-
-impl ClientContext for Group {}
-
-impl ConsumerContext for Group {
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, event: &Rebalance<'_>) {
-        let (came, list) = match event {
-            Rebalance::Assign(list) => (true, list),
-            Rebalance::Revoke(list) => (false, list),
-            Rebalance::Error(_) => return,
-        };
-        let partitions = list.elements().iter().map(|e| e.partition()).collect();
-        self.events.lock().push((came, partitions));
-    }
 }
 
 /// A running audit.
@@ -81,18 +60,8 @@ impl Audit {
         metrics: Arc<Metrics>,
         runtime: Handle,
     ) -> Result<Audit> {
-        let mut client = ClientConfig::new();
-        for (key, value) in &config.kafka.client_properties().0 {
-            client.set(key, value);
-        }
-        let consumer: BaseConsumer<Group> = client
-            .set("group.id", format!("{}-audit", config.kafka.application_id))
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("isolation.level", "read_committed")
-            .set("auto.offset.reset", "earliest")
-            .create_with_context(Group::default())?;
-        consumer.subscribe(&[topics::LEDGER])?;
+        let group = format!("{}-audit", config.kafka.application_id);
+        let consumer = kafka::member(config, &group, topics::LEDGER)?;
         let mut worker = Worker {
             consumer,
             publisher: Publisher::open(config)?,
@@ -165,7 +134,7 @@ impl Line {
 }
 
 struct Worker {
-    consumer: BaseConsumer<Group>,
+    consumer: BaseConsumer<Moves>,
     publisher: Publisher,
     config: Config,
     codec: Arc<Codec>,
@@ -240,7 +209,7 @@ impl Worker {
 
     /// Takes over the state of partitions that came, forgets those that went.
     fn rebalanced(&mut self) -> Result<()> {
-        let events = std::mem::take(&mut *self.consumer.context().events.lock());
+        let events = std::mem::take(&mut *self.consumer.context().0.lock());
         for (came, partitions) in events {
             if !came {
                 for p in partitions {

@@ -10,32 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use finlake_lakehouse::{BreakBatch, BreaksSink, Lakehouse};
 use finlake_schemas::{Codec, topics};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
-use rdkafka::{ClientConfig, ClientContext, Message, Offset};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Message, Offset};
 use tokio::runtime::Handle;
 
-use super::topic::is_passing;
 use crate::config::Config;
-
-/// Notes which partitions came and went.
-#[derive(Default)]
-struct Owned {
-    events: parking_lot::Mutex<Vec<(bool, Vec<i32>)>>,
-}
-
-impl ClientContext for Owned {}
-
-impl ConsumerContext for Owned {
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, event: &Rebalance<'_>) {
-        let (came, list) = match event {
-            Rebalance::Assign(list) => (true, list),
-            Rebalance::Revoke(list) => (false, list),
-            Rebalance::Error(_) => return,
-        };
-        let partitions = list.elements().iter().map(|e| e.partition()).collect();
-        self.events.lock().push((came, partitions));
-    }
-}
+use crate::kafka::{self, Moves, is_passing};
 
 /// The thread that fills the table.
 pub struct BreaksThread {
@@ -54,21 +34,8 @@ impl BreaksThread {
         codec: Arc<Codec>,
         runtime: Handle,
     ) -> Result<BreaksThread> {
-        let mut client = ClientConfig::new();
-        for (key, value) in &config.kafka.client_properties().0 {
-            client.set(key, value);
-        }
-        let consumer: BaseConsumer<Owned> = client
-            .set(
-                "group.id",
-                format!("{}-breaks", config.kafka.application_id),
-            )
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("isolation.level", "read_committed")
-            .set("auto.offset.reset", "earliest")
-            .create_with_context(Owned::default())?;
-        consumer.subscribe(&[topics::BREAKS])?;
+        let group = format!("{}-breaks", config.kafka.application_id);
+        let consumer = kafka::member(config, &group, topics::BREAKS)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (inner, every) = (stop.clone(), config.lake.commit_interval);
         let thread = std::thread::Builder::new()
@@ -83,7 +50,7 @@ impl BreaksThread {
                             tracing::warn!("quality.breaks: {e:#}; trying again");
                             // The group's assignment stands: what was owned is begun anew.
                             let owned = owned(&consumer);
-                            consumer.context().events.lock().push((true, owned));
+                            consumer.context().0.lock().push((true, owned));
                             std::thread::sleep(Duration::from_millis(200) * 2u32.pow(failures));
                         }
                     }
@@ -101,7 +68,7 @@ impl BreaksThread {
     }
 }
 
-fn owned(consumer: &BaseConsumer<Owned>) -> Vec<i32> {
+fn owned(consumer: &BaseConsumer<Moves>) -> Vec<i32> {
     let Ok(list) = consumer.assignment() else {
         return Vec::new();
     };
@@ -110,7 +77,7 @@ fn owned(consumer: &BaseConsumer<Owned>) -> Vec<i32> {
 }
 
 fn follow(
-    consumer: &BaseConsumer<Owned>,
+    consumer: &BaseConsumer<Moves>,
     lake: &Lakehouse,
     codec: &Codec,
     runtime: &Handle,
@@ -146,7 +113,7 @@ fn follow(
                 Err(e) => return Err(e.into()),
             }
         }
-        let events = std::mem::take(&mut *consumer.context().events.lock());
+        let events = std::mem::take(&mut *consumer.context().0.lock());
         for (came, partitions) in events {
             if came {
                 runtime.block_on(sink.assign(&partitions))?;

@@ -5,12 +5,11 @@ use std::io;
 use anyhow::{Context, Result, bail};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use finlake_lakehouse::{History, VersionInfo, VersionKey};
+use finlake_market::interval::DAY;
 
 use crate::cli::{Global, HistoryArgs};
 use crate::config::Config;
 use crate::output::{Kind, Printer, format_instant, parse_instant, remark};
-
-const DAY: i64 = 86_400_000_000;
 
 /// Columns of the row that are shown, where it has them.
 const BAR: [&str; 7] = [

@@ -2,19 +2,13 @@
 //! order. Reads what is committed, joins no group, moves nothing.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use finlake_schemas::{dlq, topics};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::config::Config;
-
-/// Longest wait for the next record before the read is given up.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::kafka::Topic;
 
 /// A rejected record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,43 +74,27 @@ pub fn is_class(class: &str, asked: &str) -> bool {
 
 /// A reader of the dead-letter topic.
 pub struct Letters {
-    consumer: BaseConsumer,
+    topic: Topic,
 }
 
 impl Letters {
     pub fn open(config: &Config) -> Result<Letters> {
         Ok(Letters {
-            consumer: consumer(config, "finlake-dlq-reader")?,
+            topic: Topic::open(config, topics::DLQ)?,
         })
     }
 
     /// First and next offset of each partition.
     pub fn bounds(&self, config: &Config) -> Result<BTreeMap<i32, (i64, i64)>> {
         let servers = &config.kafka.bootstrap_servers;
-        let metadata = self
-            .consumer
-            .fetch_metadata(Some(topics::DLQ), PATIENCE)
-            .with_context(|| {
-                format!("Kafka at {servers} does not answer; check kafka.bootstrap_servers")
-            })?;
-        let partitions: Vec<i32> = metadata
-            .topics()
-            .iter()
-            .filter(|t| t.name() == topics::DLQ && t.error().is_none())
-            .flat_map(|t| t.partitions().iter().map(|p| p.id()))
-            .collect();
-        if partitions.is_empty() {
+        let bounds = self.topic.bounds().with_context(|| {
+            format!("Kafka at {servers} does not answer; check kafka.bootstrap_servers")
+        })?;
+        if bounds.is_empty() {
             bail!(
                 "there is no topic {}; `finlake topics create` makes it",
                 topics::DLQ
             );
-        }
-        let mut bounds = BTreeMap::new();
-        for partition in partitions {
-            let bound = self
-                .consumer
-                .fetch_watermarks(topics::DLQ, partition, PATIENCE)?;
-            bounds.insert(partition, bound);
         }
         Ok(bounds)
     }
@@ -128,88 +106,8 @@ impl Letters {
         ranges: &BTreeMap<i32, (i64, i64)>,
         mut each: impl FnMut(Letter) -> Result<bool>,
     ) -> Result<()> {
-        let mut open = BTreeMap::new();
-        let mut list = TopicPartitionList::new();
-        for (&partition, &(from, to)) in ranges {
-            if from < to {
-                list.add_partition_offset(topics::DLQ, partition, Offset::Offset(from))?;
-                open.insert(partition, to);
-            }
-        }
-        if open.is_empty() {
-            return Ok(());
-        }
-        self.consumer.assign(&list)?;
-        let result = self.drain(&mut open, &mut each);
-        self.consumer.unassign()?;
-        result
+        self.topic.read(ranges, |message| each(Letter::of(message)))
     }
-
-    fn drain(
-        &self,
-        open: &mut BTreeMap<i32, i64>,
-        each: &mut impl FnMut(Letter) -> Result<bool>,
-    ) -> Result<()> {
-        let mut heard = Instant::now();
-        while !open.is_empty() {
-            match self.consumer.poll(Duration::from_millis(100)) {
-                None if heard.elapsed() > PATIENCE => {
-                    bail!(
-                        "Kafka has sent nothing for {} s; try again",
-                        PATIENCE.as_secs()
-                    )
-                }
-                None => continue,
-                Some(Ok(message)) => {
-                    let partition = message.partition();
-                    if let Some(&end) = open.get(&partition) {
-                        if message.offset() < end && !each(Letter::of(&message))? {
-                            return Ok(());
-                        }
-                        if message.offset() + 1 >= end {
-                            open.remove(&partition);
-                        }
-                    }
-                }
-                // Markers and aborted records at the end of a range show only here.
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    open.remove(&partition);
-                }
-                Some(Err(e)) if is_passing(&e) => continue,
-                Some(Err(e)) => return Err(e.into()),
-            }
-            heard = Instant::now();
-        }
-        Ok(())
-    }
-}
-
-/// Errors that librdkafka gets over by itself.
-fn is_passing(e: &KafkaError) -> bool {
-    matches!(
-        e.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::BrokerTransportFailure
-                | RDKafkaErrorCode::AllBrokersDown
-                | RDKafkaErrorCode::OperationTimedOut
-        )
-    )
-}
-
-/// A consumer that is only assigned, never subscribed.
-pub fn consumer(config: &Config, group: &str) -> Result<BaseConsumer> {
-    let mut client = ClientConfig::new();
-    for (key, value) in &config.kafka.client_properties().0 {
-        client.set(key, value);
-    }
-    Ok(client
-        .set("group.id", group)
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("enable.partition.eof", "true")
-        .set("isolation.level", "read_committed")
-        .set("auto.offset.reset", "error")
-        .create()?)
 }
 
 #[cfg(test)]

@@ -22,9 +22,10 @@ use rdkafka::Message;
 use tokio::runtime::Runtime;
 
 use super::{DIFFERS, SAME, printer};
-use crate::audit::{Known, Publisher, Topic, reachable};
+use crate::audit::{Known, Publisher};
 use crate::cli::{Global, ReconcileArgs, ReconcileLayer};
 use crate::config::Config;
+use crate::kafka::{Topic, reachable};
 use crate::output::{Kind, Progress, format_instant, remark};
 use crate::parts::{self, micros};
 
@@ -324,7 +325,7 @@ impl Source {
             })?;
             books.push(&entry, value);
             progress.add(1);
-            Ok(())
+            Ok(true)
         })?;
         progress.done();
         Ok(books)
@@ -406,7 +407,7 @@ impl TicksTopic<'_> {
                 let full = std::mem::replace(&mut rows, BronzeRows::new(topics::TICKS, partition));
                 self.hash(full, partition, &mut out)?;
             }
-            Ok(())
+            Ok(true)
         })?;
         self.hash(rows, partition, &mut out)?;
         Ok((low, out))

@@ -19,12 +19,13 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
-use super::letters::{Letter, Letters, consumer, is_class};
+use super::letters::{Letter, Letters, is_class};
 use super::printer;
 use crate::cli::{DlqRedriveArgs, Global};
 use crate::config::Config;
+use crate::kafka;
 use crate::output::{Kind, Progress, remark};
 
 /// Names the record's place in the dead-letter topic.
@@ -249,7 +250,7 @@ impl<'a> Redrive<'a> {
 impl Group {
     fn open(config: &Config, class: &str) -> Result<Group> {
         let group = format!("{}-dlq-redrive-{class}", config.kafka.application_id);
-        let consumer = consumer(config, &group)?;
+        let consumer: BaseConsumer = kafka::reader(config, &group).create()?;
         let mut list = TopicPartitionList::new();
         let metadata = consumer.fetch_metadata(Some(topics::DLQ), PATIENCE)?;
         for topic in metadata.topics() {
@@ -268,10 +269,7 @@ impl Group {
 }
 
 fn producer(config: &Config) -> Result<Redriver> {
-    let mut client = ClientConfig::new();
-    for (key, value) in &config.kafka.client_properties().0 {
-        client.set(key, value);
-    }
+    let mut client = kafka::client(config);
     let producer: Redriver = client
         .set(
             "transactional.id",

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use finlake_schemas::topics;
 use futures::executor::block_on;
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -38,10 +37,7 @@ pub fn run(global: &Global, config: Config, args: &ResetArgs) -> Result<u8> {
     let runtime = tokio::runtime::Runtime::new()?;
     let app = runtime.block_on(App::prepare(config, false))?;
     let config = &app.config;
-    let mut client = ClientConfig::new();
-    for (key, value) in &config.kafka.client_properties().0 {
-        client.set(key, value);
-    }
+    let client = crate::kafka::client(config);
     let consumer: BaseConsumer = client.create()?;
     let admin: AdminClient<DefaultClientContext> = client.create()?;
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use tokio::runtime::Runtime;
@@ -129,10 +128,7 @@ fn same(a: &str, b: &str) -> bool {
 }
 
 async fn found(config: &Config, wanted: &[Wanted]) -> Result<BTreeMap<String, Found>> {
-    let mut client = ClientConfig::new();
-    for (key, value) in &config.kafka.client_properties().0 {
-        client.set(key, value);
-    }
+    let client = crate::kafka::client(config);
     let admin: AdminClient<DefaultClientContext> = client.create()?;
     let servers = &config.kafka.bootstrap_servers;
     let metadata = admin

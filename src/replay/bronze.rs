@@ -6,8 +6,12 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result};
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Decimal128Type, Int32Type, Int64Type, TimestampMicrosecondType};
+use arrow::array::{
+    Array, AsArray, BinaryArray, BooleanArray, PrimitiveArray, RecordBatch, StringArray,
+};
+use arrow::datatypes::{
+    ArrowPrimitiveType, Decimal128Type, Int32Type, Int64Type, TimestampMicrosecondType,
+};
 use finlake_lakehouse::{Filter, Pinned, Scan};
 use finlake_schemas::{Codec, Dec8, Tick};
 
@@ -92,78 +96,89 @@ async fn read(pinned: &Pinned, codec: &Codec, filter: Filter) -> Result<Vec<Stor
     Ok(records)
 }
 
+/// The columns by type, looked up once per batch.
 struct Columns<'a> {
-    batch: &'a RecordBatch,
-    price: &'a arrow::array::PrimitiveArray<Decimal128Type>,
-    quantity: &'a arrow::array::PrimitiveArray<Decimal128Type>,
+    partition: &'a PrimitiveArray<Int32Type>,
+    offset: &'a PrimitiveArray<Int64Type>,
+    timestamp: &'a PrimitiveArray<TimestampMicrosecondType>,
+    sys_from: &'a PrimitiveArray<TimestampMicrosecondType>,
+    key: &'a StringArray,
+    raw: &'a BinaryArray,
+    source: &'a StringArray,
+    symbol: &'a StringArray,
+    trade_id: &'a PrimitiveArray<Int64Type>,
+    price: &'a PrimitiveArray<Decimal128Type>,
+    quantity: &'a PrimitiveArray<Decimal128Type>,
+    trade_time: &'a PrimitiveArray<TimestampMicrosecondType>,
+    event_time: &'a PrimitiveArray<TimestampMicrosecondType>,
+    maker: &'a BooleanArray,
+    ingest_time: &'a PrimitiveArray<TimestampMicrosecondType>,
+    first_trade_id: &'a PrimitiveArray<Int64Type>,
+    last_trade_id: &'a PrimitiveArray<Int64Type>,
+}
+
+/// A cell, or nothing.
+fn cell<T: ArrowPrimitiveType>(column: &PrimitiveArray<T>, i: usize) -> Option<T::Native> {
+    column.is_valid(i).then(|| column.value(i))
 }
 
 impl<'a> Columns<'a> {
     fn of(batch: &'a RecordBatch) -> Result<Self> {
+        let raw = batch.column_by_name("raw");
+        let maker = batch.column_by_name("buyer_maker");
         Ok(Self {
-            batch,
+            partition: column(batch, "kafka_partition")?,
+            offset: column(batch, "kafka_offset")?,
+            timestamp: column(batch, "kafka_timestamp")?,
+            sys_from: column(batch, "sys_from")?,
+            key: texts(batch, "record_key")?,
+            raw: raw
+                .and_then(|c| c.as_binary_opt::<i32>())
+                .context("column raw is not bytes; run `finlake reconcile`")?,
+            source: texts(batch, "source")?,
+            symbol: texts(batch, "symbol")?,
+            trade_id: column(batch, "trade_id")?,
             price: column(batch, "price")?,
             quantity: column(batch, "quantity")?,
+            trade_time: column(batch, "trade_time")?,
+            event_time: column(batch, "event_time")?,
+            maker: maker
+                .and_then(|c| c.as_boolean_opt())
+                .context("column buyer_maker is not boolean; run `finlake reconcile`")?,
+            ingest_time: column(batch, "ingest_time")?,
+            first_trade_id: column(batch, "first_trade_id")?,
+            last_trade_id: column(batch, "last_trade_id")?,
         })
     }
 
-    fn long(&self, name: &str, i: usize) -> Result<Option<i64>> {
-        let c = column::<Int64Type>(self.batch, name)?;
-        Ok(c.is_valid(i).then(|| c.value(i)))
-    }
-
-    fn instant(&self, name: &str, i: usize) -> Result<Option<i64>> {
-        let c = column::<TimestampMicrosecondType>(self.batch, name)?;
-        Ok(c.is_valid(i).then(|| c.value(i)))
-    }
-
-    fn text(&self, name: &str, i: usize) -> Result<Option<&'a str>> {
-        let c = texts(self.batch, name)?;
-        Ok(c.is_valid(i).then(|| c.value(i)))
-    }
-
     fn record(&self, i: usize, codec: &Codec) -> Result<Stored> {
-        let raw = self
-            .batch
-            .column_by_name("raw")
-            .and_then(|c| c.as_binary_opt::<i32>())
-            .context("column raw is not bytes; run `finlake reconcile`")?;
-        let maker = self
-            .batch
-            .column_by_name("buyer_maker")
-            .and_then(|c| c.as_boolean_opt())
-            .context("column buyer_maker is not boolean; run `finlake reconcile`")?;
-        let value = match (self.text("source", i)?, self.text("symbol", i)?) {
-            (Some(source), Some(symbol)) => {
-                let tick = Tick {
-                    source,
-                    symbol,
-                    trade_id: self.long("trade_id", i)?.unwrap_or(-1),
-                    price: Dec8(self.price.value(i)),
-                    quantity: Dec8(self.quantity.value(i)),
-                    trade_time: self.instant("trade_time", i)?.unwrap_or(i64::MIN),
-                    event_time: self.instant("event_time", i)?,
-                    buyer_maker: maker.is_valid(i).then(|| maker.value(i)),
-                    ingest_time: self.instant("ingest_time", i)?,
-                    first_trade_id: self.long("first_trade_id", i)?,
-                    last_trade_id: self.long("last_trade_id", i)?,
-                };
-                let mut bytes = Vec::new();
-                codec.encode_tick(&tick, 2, &mut bytes)?;
-                Some(bytes)
-            }
-            _ => raw.is_valid(i).then(|| raw.value(i).to_vec()),
+        let value = if self.source.is_valid(i) && self.symbol.is_valid(i) {
+            let tick = Tick {
+                source: self.source.value(i),
+                symbol: self.symbol.value(i),
+                trade_id: cell(self.trade_id, i).unwrap_or(-1),
+                price: Dec8(self.price.value(i)),
+                quantity: Dec8(self.quantity.value(i)),
+                trade_time: cell(self.trade_time, i).unwrap_or(i64::MIN),
+                event_time: cell(self.event_time, i),
+                buyer_maker: self.maker.is_valid(i).then(|| self.maker.value(i)),
+                ingest_time: cell(self.ingest_time, i),
+                first_trade_id: cell(self.first_trade_id, i),
+                last_trade_id: cell(self.last_trade_id, i),
+            };
+            let mut bytes = Vec::new();
+            codec.encode_tick(&tick, 2, &mut bytes)?;
+            Some(bytes)
+        } else {
+            self.raw.is_valid(i).then(|| self.raw.value(i).to_vec())
         };
-        let number = column::<Int32Type>(self.batch, "kafka_partition")?;
+        let key = self.key.is_valid(i).then(|| self.key.value(i));
         Ok(Stored {
-            partition: number.value(i),
-            offset: self.long("kafka_offset", i)?.unwrap_or(-1),
-            timestamp_ms: self
-                .instant("kafka_timestamp", i)?
-                .unwrap_or(-1)
-                .div_euclid(1000),
-            sys_from: self.instant("sys_from", i)?.unwrap_or(0),
-            key: self.text("record_key", i)?.map(|k| k.as_bytes().to_vec()),
+            partition: self.partition.value(i),
+            offset: cell(self.offset, i).unwrap_or(-1),
+            timestamp_ms: cell(self.timestamp, i).unwrap_or(-1).div_euclid(1000),
+            sys_from: cell(self.sys_from, i).unwrap_or(0),
+            key: key.map(|k| k.as_bytes().to_vec()),
             value,
         })
     }

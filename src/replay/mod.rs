@@ -24,6 +24,3 @@ pub mod verify;
 
 pub use compare::{Content, Difference, Row, Tally, What};
 pub use rerun::{From, Rerun, range, whole};
-
-/// Microseconds of a day; every interval divides it.
-pub const DAY: i64 = 86_400_000_000;

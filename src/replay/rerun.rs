@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
 use finlake_lakehouse::{Filter, Lakehouse, Pinned, Scan, Table};
-use finlake_market::interval;
+use finlake_market::interval::DAY;
 use finlake_pipeline::Market;
 use finlake_schemas::{Codec, LedgerEntry, topics};
 use finlake_topology::state::StateDb;
@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use super::compare::{Difference, Replayed, Row, Rows, Tally, compare};
 use super::topics::Cursor;
-use super::{DAY, bronze, live};
+use super::{bronze, live};
 use crate::app::{App, pipeline_config};
 use crate::output::Progress;
 
@@ -39,8 +39,6 @@ pub struct Rerun {
     pub silver_differences: Vec<Difference>,
     /// Gold's, in order of key.
     pub gold_differences: Vec<Difference>,
-    /// Trade dates compared (days since 1970); all of them without.
-    pub dates: Option<Range<i32>>,
 }
 
 impl Rerun {
@@ -361,10 +359,7 @@ pub fn range(
     // The remedy for `too_late`: here no bar has left the store.
     config.retention_1m = i64::MAX / 4;
     let topology = finlake_pipeline::build(&config, app.codec.clone())?;
-    let mut rerun = Rerun {
-        dates: Some(dates.clone()),
-        ..Rerun::default()
-    };
+    let mut rerun = Rerun::default();
     let (mut silver, mut gold) = (Replayed::default(), Replayed::default());
     let progress = Progress::new(quiet, "replaying", "records", None);
     for &p in &partitions {
@@ -505,7 +500,6 @@ async fn dates(tables: &Tables, from: &From, to: Option<i64>) -> Result<Range<i3
             crate::output::format_instant(end)
         );
     }
-    debug_assert_eq!(interval::DAY, DAY);
     let day = |us: i64| us.div_euclid(DAY) as i32;
     Ok(day(start)..day(end - 1) + 1)
 }

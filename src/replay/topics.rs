@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{Message, OwnedMessage};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
+use crate::kafka;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -52,19 +53,8 @@ impl Cursor {
     /// # Errors
     /// Kafka does not answer, there is no such topic.
     pub fn open(config: &Config, topic: &'static str, partition: i32, from: i64) -> Result<Cursor> {
-        let mut client = ClientConfig::new();
-        for (key, value) in &config.kafka.client_properties().0 {
-            client.set(key, value);
-        }
-        let consumer: BaseConsumer = client
-            .set("group.id", "finlake-replay")
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("enable.partition.eof", "true")
-            .set("isolation.level", "read_committed")
-            .set("auto.offset.reset", "error")
-            .set("fetch.queue.backoff.ms", "2")
-            .create()?;
+        let group = format!("{}-reader", config.kafka.application_id);
+        let consumer: BaseConsumer = kafka::reader(config, &group).create()?;
         let (low, high) = consumer
             .fetch_watermarks(topic, partition, PATIENCE)
             .with_context(|| {
@@ -119,7 +109,7 @@ impl Cursor {
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => self.at_end = true,
-                Some(Err(e)) if passing(&e) => continue,
+                Some(Err(e)) if kafka::is_passing(&e) => continue,
                 Some(Err(e)) => {
                     return Err(e).with_context(|| format!("{}/{}", self.topic, self.partition));
                 }
@@ -128,16 +118,4 @@ impl Cursor {
         }
         Ok(())
     }
-}
-
-/// Errors that librdkafka gets over by itself.
-fn passing(e: &KafkaError) -> bool {
-    matches!(
-        e.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::BrokerTransportFailure
-                | RDKafkaErrorCode::AllBrokersDown
-                | RDKafkaErrorCode::OperationTimedOut
-        )
-    )
 }

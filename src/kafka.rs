@@ -1,23 +1,47 @@
-//! Reads what a topic holds, from here to there, in each partition's order: committed records
-//! only, joining no group, moving nothing.
+//! What every Kafka client of the application has in common, beside the topology's own: where the servers are, how a
+//! topic is read without joining a group, which errors pass by themselves, which partitions came and went.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use parking_lot::Mutex;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
 
 use crate::config::Config;
 
 /// Longest wait for the next record before the read is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Servers and security, nothing else. Holds secrets: hand it to a client only.
+pub fn client(config: &Config) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    for (key, value) in &config.kafka.client_properties().0 {
+        client.set(key, value);
+    }
+    client
+}
+
+/// A consumer of committed records that moves no offset by itself; it is told where a partition ends.
+pub fn reader(config: &Config, group: &str) -> ClientConfig {
+    let mut client = client(config);
+    client
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed")
+        .set("fetch.queue.backoff.ms", "2")
+        .set("auto.offset.reset", "error");
+    client
+}
+
 /// Whether Kafka answers at all, within a few seconds.
 pub fn reachable(config: &Config) -> bool {
-    let Ok(consumer) = client(config).and_then(|c| Ok(c.create::<BaseConsumer>()?)) else {
+    let Ok(consumer) = client(config).create::<BaseConsumer>() else {
         return false;
     };
     consumer
@@ -25,26 +49,42 @@ pub fn reachable(config: &Config) -> bool {
         .is_ok_and(|m| !m.brokers().is_empty())
 }
 
-fn client(config: &Config) -> Result<ClientConfig> {
-    let mut client = ClientConfig::new();
-    for (key, value) in &config.kafka.client_properties().0 {
-        client.set(key, value);
+/// Notes which partitions of a subscription came (`true`) and went, in order.
+#[derive(Default)]
+pub struct Moves(pub Mutex<Vec<(bool, Vec<i32>)>>);
+
+impl ClientContext for Moves {}
+
+impl ConsumerContext for Moves {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, event: &Rebalance<'_>) {
+        let (came, list) = match event {
+            Rebalance::Assign(list) => (true, list),
+            Rebalance::Revoke(list) => (false, list),
+            Rebalance::Error(_) => return,
+        };
+        let partitions = list.elements().iter().map(|e| e.partition()).collect();
+        self.0.lock().push((came, partitions));
     }
-    client
-        .set(
-            "group.id",
-            format!("{}-reader", config.kafka.application_id),
-        )
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("enable.partition.eof", "true")
-        .set("isolation.level", "read_committed")
-        .set("fetch.queue.backoff.ms", "2")
-        .set("auto.offset.reset", "error");
-    Ok(client)
 }
 
-/// A reader of one topic.
+/// A member of a group of its own, subscribed to one topic.
+///
+/// # Errors
+/// Impossible client settings.
+pub fn member(config: &Config, group: &str, topic: &str) -> Result<BaseConsumer<Moves>> {
+    let consumer: BaseConsumer<Moves> = client(config)
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("isolation.level", "read_committed")
+        .set("auto.offset.reset", "earliest")
+        .create_with_context(Moves::default())?;
+    consumer.subscribe(&[topic])?;
+    Ok(consumer)
+}
+
+/// Reads what a topic holds, from here to there, in each partition's order: committed records only, joining no group,
+/// moving nothing.
 pub struct Topic {
     consumer: BaseConsumer,
     name: &'static str,
@@ -57,7 +97,8 @@ impl Topic {
     /// Impossible client settings.
     pub fn open(config: &Config, name: &'static str) -> Result<Topic> {
         Ok(Topic {
-            consumer: client(config)?.create()?,
+            consumer: reader(config, &format!("{}-reader", config.kafka.application_id))
+                .create()?,
             name,
         })
     }
@@ -84,14 +125,14 @@ impl Topic {
         Ok(bounds)
     }
 
-    /// Hands every committed record of these ranges (first, next offset) to `each`.
+    /// Hands every committed record of these ranges (first, next offset) to `each`; `false` ends the reading.
     ///
     /// # Errors
     /// Kafka is silent, a range is no longer there, or what `each` gives.
     pub fn read(
         &self,
         ranges: &BTreeMap<i32, (i64, i64)>,
-        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<bool>,
     ) -> Result<()> {
         let mut open = BTreeMap::new();
         let mut list = TopicPartitionList::new();
@@ -113,7 +154,7 @@ impl Topic {
     fn drain(
         &self,
         open: &mut BTreeMap<i32, i64>,
-        each: &mut impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
+        each: &mut impl FnMut(&BorrowedMessage<'_>) -> Result<bool>,
     ) -> Result<()> {
         let mut heard = Instant::now();
         while !open.is_empty() {
@@ -127,8 +168,8 @@ impl Topic {
                 Some(Ok(message)) => {
                     let partition = message.partition();
                     if let Some(&end) = open.get(&partition) {
-                        if message.offset() < end {
-                            each(&message)?;
+                        if message.offset() < end && !each(&message)? {
+                            return Ok(());
                         }
                         if message.offset() + 1 >= end {
                             open.remove(&partition);
@@ -149,7 +190,7 @@ impl Topic {
 }
 
 /// Errors that librdkafka gets over by itself.
-pub(super) fn is_passing(e: &KafkaError) -> bool {
+pub fn is_passing(e: &KafkaError) -> bool {
     matches!(
         e.rdkafka_error_code(),
         Some(
