@@ -19,6 +19,7 @@ mod rows;
 mod bare;
 mod benches;
 mod feed;
+mod large;
 mod live;
 mod meter;
 mod two_sinks;

@@ -11,16 +11,17 @@ use crate::harness::{Kafka, secs};
 use crate::rows::{self, ask};
 
 /// A closed 1m bar as the table has it.
-struct Row {
+pub struct Row {
     source: String,
     symbol: String,
-    start: i64,
+    pub start: i64,
     sys_from: i64,
     revision: i32,
     content: BarContent,
 }
 
-fn closed_minutes(world: &World) -> Vec<Row> {
+/// The closed 1m bars, by symbol and time.
+pub fn closed_minutes(world: &World) -> Vec<Row> {
     let lines = ask(
         &world.data(),
         "select source, symbol, cast(bar_start as bigint), cast(sys_from as bigint), revision, open, high, low, close, \
@@ -61,8 +62,41 @@ fn closed_minutes(world: &World) -> Vec<Row> {
     lines.iter().map(row).collect()
 }
 
+/// An assertion that the bar's high was one more, or that there was no bar; `stale`: about a version that never was.
+/// The high as the tables show it, and the record.
+pub fn correction(
+    world: &World,
+    row: &Row,
+    id: u8,
+    retracted: bool,
+    stale: bool,
+) -> (String, (Vec<u8>, Vec<u8>)) {
+    let content = BarContent {
+        high: Dec8(row.content.high.0 + 100_000_000),
+        ..row.content
+    };
+    let a = Assertion {
+        assertion_id: [id; 16],
+        source: &row.source,
+        symbol: &row.symbol,
+        bar_interval: "1m",
+        bar_start: row.start,
+        expected_sys_from: Some(row.sys_from - i64::from(stale)),
+        expected_revision: Some(row.revision),
+        content,
+        retracted,
+        origin: "test",
+        reason: "e2e",
+        sent_at: 1,
+    };
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    a.key(&mut key);
+    world.codec.encode_assertion(&a, &mut value).unwrap();
+    (format!("{:#}", content.high), (key, value))
+}
+
 /// Sends the records and waits until they are there.
-fn send(world: &World, records: &[(Vec<u8>, Vec<u8>)]) {
+pub fn send(world: &World, records: &[(Vec<u8>, Vec<u8>)]) {
     let properties = [("bootstrap.servers".to_owned(), world.bootstrap.clone())];
     let mut out = KafkaOut::new(&properties, topics::BARS).unwrap();
     for (key, value) in records {
@@ -92,31 +126,11 @@ fn corrections_are_applied_once_whatever_dies() {
     let mut expected: BTreeMap<(String, i64), (String, bool)> = BTreeMap::new();
     let mut records = Vec::new();
     let mut assert_bar = |row: &Row, n: usize, stale: bool| {
-        let content = BarContent {
-            high: Dec8(row.content.high.0 + 100_000_000),
-            ..row.content
-        };
-        let a = Assertion {
-            assertion_id: [n as u8; 16],
-            source: &row.source,
-            symbol: &row.symbol,
-            bar_interval: "1m",
-            bar_start: row.start,
-            expected_sys_from: Some(row.sys_from - i64::from(stale)),
-            expected_revision: Some(row.revision),
-            content,
-            retracted: n.is_multiple_of(5),
-            origin: "test",
-            reason: "e2e",
-            sent_at: 1,
-        };
-        let (mut key, mut value) = (Vec::new(), Vec::new());
-        a.key(&mut key);
-        world.codec.encode_assertion(&a, &mut value).unwrap();
-        records.push((key, value));
+        let retracted = n.is_multiple_of(5);
+        let (high, record) = correction(&world, row, n as u8, retracted, stale);
+        records.push(record);
         if !stale {
-            let high = format!("{:#}", content.high);
-            expected.insert((row.symbol.clone(), row.start), (high, a.retracted));
+            expected.insert((row.symbol.clone(), row.start), (high, retracted));
         }
     };
     for (n, row) in rows.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Exactly once on Apache Kafka: several instances, kills, pauses; afterwards the tables equal the batch recomputation.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finlake::generate::Rng;
@@ -52,9 +52,14 @@ impl World {
 
     /// A command of an instance: own state folder, shared tables.
     pub fn finlake(&self, instance: &str) -> Finlake {
+        self.finlake_at(instance, &self.data())
+    }
+
+    /// The same with tables of its own.
+    pub fn finlake_at(&self, instance: &str, data: &Path) -> Finlake {
         Finlake::new()
             .name(&format!("finlake-{instance}"))
-            .data(&self.data())
+            .data(data)
             .arg("--bootstrap")
             .arg(&self.bootstrap)
             .set("registry.url", self.registry.registry_url().unwrap())

@@ -4,6 +4,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod asof;
 mod capture;
 mod corrections;
 mod exact;

@@ -84,6 +84,22 @@ impl Readers {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{reader:?}: {e}:\n{text}"))
     }
 
+    /// Questions about the past, answered by DuckDB alone; see tests/readers/asof_duckdb.py.
+    pub fn as_of(&self, asked: &Value) -> Value {
+        let mut command = self.script("asof_duckdb.py");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python starts");
+        let mut stdin = child.stdin.take().expect("piped");
+        serde_json::to_writer(&mut stdin, asked).expect("python reads");
+        drop(stdin);
+        let done = child.wait_with_output().expect("python ends");
+        assert!(done.status.success(), "DuckDB: see its error above");
+        serde_json::from_slice(&done.stdout).expect("JSON")
+    }
+
     /// A small table made by pyiceberg, to test the readers with.
     pub fn make_sample(&self, catalog: &Path, warehouse: &str) {
         let mut command = self.script("make_sample.py");

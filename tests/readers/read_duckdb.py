@@ -60,4 +60,5 @@ def main():
     common.report("duckdb", args, read)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -514,25 +514,35 @@ async fn damage_is_found_a_thousand_times() {
     all(260).await;
 }
 
-/// A large clean run, with the speed of the comparison. FINLAKE_ROWS sets the size.
+/// A large clean run, with the speed of the comparison. FINLAKE_ROWS sets the size, FINLAKE_COMMITS
+/// how many commits wrote it.
 #[tokio::test]
 #[ignore = "minutes and gigabytes; part of the benchmarks"]
 async fn a_large_clean_run() {
-    let rows: usize = std::env::var("FINLAKE_ROWS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(50_000_000);
+    let size = |name: &str, default: usize| {
+        let text = std::env::var(name).ok();
+        text.map_or(default, |n| n.parse().expect("a number"))
+    };
+    let rows = size("FINLAKE_ROWS", 50_000_000);
+    let commits = size("FINLAKE_COMMITS", 400);
     let dir = tempfile::tempdir().unwrap();
     let large = Spec {
         partitions: 1,
         symbols: 50,
         trades: rows,
         days: 2,
-        per_commit: rows / 400,
+        per_commit: rows / commits,
         seed: 3,
         faults: false,
     };
     let made = make(dir.path(), &large).await;
+    for table in [Table::Ticks, Table::Ohlcv, Table::Metrics] {
+        let pinned = made.lake.snapshot(table).await.unwrap();
+        let files = pinned.files(&Filter::all()).await.unwrap();
+        let rows: u64 = files.iter().map(|f| f.rows).sum();
+        println!("{table}: {rows} rows in {} files", files.len());
+    }
+    println!("{} rows made", made.rows);
     let (began, busy) = (std::time::Instant::now(), cpu());
     let report = reconcile(&made.lake, &options(&ALL), Some(&made.books), None).await;
     let (took, busy) = (began.elapsed(), cpu() - busy);
