@@ -86,11 +86,20 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Query(args) => commands::query::run(global, &load()?, args),
         Command::Tables(args) => commands::tables::run(global, &load()?, args),
         Command::History(args) => commands::history::run(global, &load()?, args),
-        Command::Replay(args) => commands::replay::run(global, load()?, args),
+        Command::Replay(args) => {
+            let (config, _broker) = commands::reached(global, load()?)?;
+            commands::replay::run(global, config, args)
+        }
         Command::Reset(args) => commands::reset::run(global, load()?, args),
         Command::Reconcile(args) => commands::reconcile::run(global, &load()?, args),
-        Command::Breaks(command) => commands::breaks::run(global, &load()?, command),
-        Command::Dlq(command) => commands::dlq::run(global, &load()?, command),
+        Command::Breaks(command) => {
+            let (config, _broker) = commands::reached(global, load()?)?;
+            commands::breaks::run(global, &config, command)
+        }
+        Command::Dlq(command) => {
+            let (config, _broker) = commands::reached(global, load()?)?;
+            commands::dlq::run(global, &config, command)
+        }
         Command::Topics(command) => commands::topics::run(global, &load()?, command),
         Command::Schemas(command) => commands::schemas::run(global, &load()?, command),
         Command::Topology(command) => commands::topology::run(&load()?, command),

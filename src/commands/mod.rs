@@ -21,13 +21,14 @@ pub mod version;
 
 use std::io::{self, StdoutLock};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use finlake_devkafka::{DevKafka, Storage};
 use finlake_lakehouse::Lakehouse;
 
 use crate::cli::Global;
 use crate::config::{Catalog, Config};
-use crate::output::{Kind, Printer};
-use crate::parts;
+use crate::output::{Kind, Printer, remark};
+use crate::{kafka, parts};
 
 /// Exit code: done.
 pub const SAME: u8 = 0;
@@ -52,6 +53,36 @@ async fn existing_lake(config: &Config) -> Result<Lakehouse> {
         );
     }
     Ok(parts::open_lake(config).await?)
+}
+
+/// Kafka and the registry as configured; where they do not answer and the data folder holds an embedded broker's
+/// topics, that broker, for as long as the second value lives.
+///
+/// # Errors
+/// The folder is damaged, or another process runs a broker on it.
+pub fn reached(global: &Global, mut config: Config) -> Result<(Config, Option<DevKafka>)> {
+    let folder = config.data.kafka();
+    if !folder.is_dir() || kafka::reachable(&config) {
+        return Ok((config, None));
+    }
+    let broker = DevKafka::start(finlake_devkafka::Config {
+        storage: Storage::Folder(folder.clone()),
+        ..finlake_devkafka::Config::default()
+    });
+    let broker = broker.with_context(|| {
+        let servers = &config.kafka.bootstrap_servers;
+        format!(
+            "{servers} does not answer, and the embedded broker's folder {} cannot be opened",
+            folder.display()
+        )
+    })?;
+    remark(
+        global.quiet,
+        &format!("reading the embedded broker's folder {}", folder.display()),
+    );
+    config.kafka.bootstrap_servers = broker.bootstrap();
+    config.registry.url = broker.registry_url().unwrap_or_default();
+    Ok((config, Some(broker)))
 }
 
 #[cfg(test)]

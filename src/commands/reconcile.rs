@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use arrow::array::AsArray;
 use arrow::datatypes::Int32Type;
-use finlake_devkafka::{DevKafka, Storage};
+use finlake_devkafka::DevKafka;
 use finlake_lakehouse::tables::TableDef;
 use finlake_lakehouse::{BronzeRows, Lakehouse, Pinned, RecordAt, Scan, Table};
 use finlake_market::{Interval, Intervals};
@@ -250,33 +250,16 @@ impl Source {
         if args.no_kafka {
             return Ok(None);
         }
-        let mut config = config.clone();
-        let mut broker = None;
-        let folder = config.data.kafka();
-        if !reachable(&config) {
-            if !folder.is_dir() {
+        if !config.data.kafka().is_dir() && !reachable(config) {
+            return Ok(None);
+        }
+        let (config, broker) = match super::reached(global, config.clone()) {
+            Ok(reached) => reached,
+            Err(e) => {
+                tracing::warn!("{e:#}");
                 return Ok(None);
             }
-            let started = DevKafka::start(finlake_devkafka::Config {
-                storage: Storage::Folder(folder.clone()),
-                ..finlake_devkafka::Config::default()
-            });
-            match started {
-                Ok(b) => {
-                    remark(
-                        global.quiet,
-                        &format!("reading the embedded broker's folder {}", folder.display()),
-                    );
-                    config.kafka.bootstrap_servers = b.bootstrap();
-                    config.registry.url = b.registry_url().unwrap_or_default();
-                    broker = Some(b);
-                }
-                Err(e) => {
-                    tracing::warn!("{}: {e}", folder.display());
-                    return Ok(None);
-                }
-            }
-        }
+        };
         let mut registry = parts::registry(&config);
         // A check must not change the registry.
         registry.register = false;

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use finlake_schemas::{LedgerEntry, hash128, topics};
+use finlake_schemas::{InputRange, LedgerEntry, OutputCount, hash128, topics};
 
 use super::queue::{Queued, RecordQueue};
 
@@ -193,9 +193,31 @@ impl Assembler {
         self.reached
     }
 
-    /// Bytes waiting.
-    pub fn bytes(&self) -> usize {
-        self.rows.iter().map(RecordQueue::bytes).sum::<usize>() + self.ledger.len() * 512
+    /// Bytes of a row feed that wait.
+    pub fn bytes(&self, feed: usize) -> usize {
+        self.rows[feed].bytes()
+    }
+
+    /// Row feeds of which the commit at the front lacks records.
+    pub fn short(&self) -> [bool; FEEDS] {
+        let mut short = [false; FEEDS];
+        let Some((_, entry)) = self.ledger.front() else {
+            return short;
+        };
+        let wanted = |i: usize| self.held[i].commit < entry.commit;
+        for (i, topic) in INPUTS {
+            // Trailing markers need not be waited for: all records counted is enough.
+            let range = entry.inputs.iter().find(|r| r.topic == topic);
+            let lacks =
+                |r: &InputRange| self.reached[i] < r.end && (self.rows[i].len() as i64) < r.records;
+            short[i] = wanted(i) && range.is_some_and(lacks);
+        }
+        for (i, topic) in OUTPUTS {
+            let output = entry.outputs.iter().find(|o| o.topic == topic);
+            let lacks = |o: &OutputCount| (self.rows[i].len() as i64) < o.count;
+            short[i] = wanted(i) && output.is_some_and(lacks);
+        }
+        short
     }
 
     /// Ledger entries waiting for their records.
@@ -234,6 +256,7 @@ impl Assembler {
         };
         let commit = entry.commit;
         let partition = self.partition;
+        let short = self.short();
         let mut ready = Ready {
             counts: [0; FEEDS],
             wanted: [false; FEEDS],
@@ -258,8 +281,7 @@ impl Assembler {
                 });
             }
             if ready.wanted[i] {
-                // Trailing markers need not be waited for: all records counted is enough.
-                if self.reached[i] < range.end && (self.rows[i].len() as i64) < range.records {
+                if short[i] {
                     return Ok(None);
                 }
                 let n = self.rows[i]
@@ -277,10 +299,10 @@ impl Assembler {
             if !ready.wanted[i] {
                 continue;
             }
-            let n = output.count as usize;
-            if self.rows[i].len() < n {
+            if short[i] {
                 return Ok(None);
             }
+            let n = output.count as usize;
             self.check(i, n, output.count, output.hash, commit)?;
             ready.counts[i] = n;
         }
@@ -339,8 +361,6 @@ impl Assembler {
 
 #[cfg(test)]
 mod tests {
-    use finlake_schemas::{InputRange, OutputCount};
-
     use super::*;
 
     fn q<'a>(offset: i64, value: &'a [u8]) -> Queued<'a> {

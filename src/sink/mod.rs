@@ -8,6 +8,7 @@
 mod assemble;
 mod batch;
 mod control;
+mod pace;
 mod queue;
 mod run;
 

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use super::assemble::{AssembleError, Assembler, FEEDS as TABLES, Feed, Held, INPUTS};
 use super::batch::Pending;
 use super::control::{SinkControl, SinkError, SinkObserver, SinkOptions, SinkStatus};
+use super::pace;
 use super::queue::Queued;
 
 /// Order of the consumer's topics: the ledger leads, the rest is attached.
@@ -29,10 +30,6 @@ const FEEDS: [Feed; TABLES + 1] = [
 ];
 /// The tables, in the order of [`Feed::ROWS`].
 const FILLS: [Table; TABLES] = [Table::Ticks, Table::Ohlcv, Table::Metrics, Table::Bars];
-/// Bytes waiting for their ledger entry before a partition's inputs are paused.
-const WAITING_BYTES: usize = 32 << 20;
-/// Ledger entries read ahead of their records.
-const WAITING_ENTRIES: usize = 4096;
 
 struct Part {
     assembler: Assembler,
@@ -40,8 +37,8 @@ struct Part {
     /// Per feed of [`Feed::ROWS`] past the first: records of commits the table holds are still being skipped.
     skipping: [bool; TABLES],
     held: [Held; TABLES],
-    /// Topics held back, indices into [`FEEDS`].
-    paused: Vec<u16>,
+    /// Topics held back, in the order of [`FEEDS`].
+    held_back: pace::Topics,
     /// The reading began from an offset that a table remembers, which is only a hint.
     hinted: bool,
     ledger_position: i64,
@@ -61,7 +58,7 @@ impl Part {
             pending: Pending::new(lake, partition)?,
             skipping: [false, true, true, false],
             held,
-            paused: Vec::new(),
+            held_back: [false; TABLES + 1],
             hinted: false,
             ledger_position: from[0],
             last_flush: Instant::now(),
@@ -415,34 +412,20 @@ impl Sink {
                 part.assembler.pop(ready);
                 part.hinted = false;
             }
-            let waiting = part.assembler.bytes();
-            let entries = part.assembler.entries_waiting();
-            let too_much = waiting > WAITING_BYTES || entries > WAITING_ENTRIES;
-            // Whatever is short must go on, or nothing ever would: records ahead of the ledger pause the
-            // records, entries ahead of their records pause the ledger.
-            if too_much && part.paused.is_empty() {
-                let hold: &[u16] = match entries {
-                    0 => &[1, 2, 3, 4],
-                    n if n > WAITING_ENTRIES => &[0],
-                    _ => &[],
-                };
-                for topic in hold {
-                    self.consumer.hold_input(TopicIdx(*topic), partition)?;
-                    part.paused.push(*topic);
+            let hold = pace::held_back(&part.assembler, part.held_back);
+            if hold == part.held_back {
+                continue;
+            }
+            let [ticks, ohlcv, metrics, bars] = part.assembler.reached();
+            let next = [part.ledger_position, ticks, ohlcv, metrics, bars];
+            for (topic, at) in (0u16..).zip(next) {
+                let i = usize::from(topic);
+                match (part.held_back[i], hold[i]) {
+                    (false, true) => self.consumer.hold_input(TopicIdx(topic), partition)?,
+                    (true, false) => self.consumer.start_input(TopicIdx(topic), partition, at)?,
+                    _ => {}
                 }
-            } else if !part.paused.is_empty()
-                && waiting < WAITING_BYTES / 2
-                && entries < WAITING_ENTRIES / 2
-            {
-                let [ticks, ohlcv, metrics, bars] = part.assembler.reached();
-                let next = [part.ledger_position, ticks, ohlcv, metrics, bars];
-                for topic in part.paused.drain(..) {
-                    self.consumer.start_input(
-                        TopicIdx(topic),
-                        partition,
-                        next[usize::from(topic)],
-                    )?;
-                }
+                part.held_back[i] = hold[i];
             }
         }
         Ok(())

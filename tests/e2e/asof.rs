@@ -368,9 +368,9 @@ fn two_hundred_answers_hold_whatever_happens_and_duckdb_gives_them_too() {
             .arg(format_instant(q.as_of.system.unwrap()));
         if let Some(valid) = q.as_of.valid {
             command = command.arg("--as-of-valid").arg(format_instant(valid));
-        }
-        if q.as_of.running {
-            command = command.arg("--running");
+            if q.as_of.running {
+                command = command.arg("--running");
+            }
         }
         let said = command.arg(q.sql()).run(secs(60)).ok();
         assert_eq!(

@@ -145,3 +145,35 @@ fn shuffled_and_repeated_messages_give_the_same_rows() {
     assert!(straight.0.lines().count() > 10, "{}", straight.0);
     assert_eq!(content("shuffled", &shuffled), straight);
 }
+
+#[test]
+fn captures_replay_to_the_same_rows_and_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [
+        "ws/hft_spot_btcusdt_20240808.jsonl.gz",
+        "ws/hft_spot_ethusdt_20240808.jsonl.gz",
+        "ws/cryptofeed_BINANCE.ws.txt",
+        "ws/cryptofeed_BINANCE_FUTURES.ws.txt",
+        "ws/nautilus_ws_spot_trade_with_order_ids.json",
+        "trades/derived_vision_BTCUSDT-trades-capture-20240808.csv.gz",
+        "trades/gct_binance_rest_trades_ETHBTC.json",
+    ] {
+        let Some(capture) = recorded(name) else {
+            continue;
+        };
+        let data = dir.path().join(name.replace('/', "-"));
+        let finlake = |args: &[&str]| Finlake::new().data(&data).args(args);
+        let demo = finlake(&["demo", "--exit", "--quiet", "--input"]).arg(&capture);
+        demo.run(secs(120)).ok();
+        // The embedded broker is gone; its folder is enough.
+        let replay = finlake(&["replay", "--all", "--verify", "--output", "json"]).run(secs(120));
+        assert_eq!(
+            replay.code, 0,
+            "{name}: {}\n{}",
+            replay.stdout, replay.stderr
+        );
+        assert!(replay.json()["records"].as_u64().unwrap() > 0, "{name}");
+        let equal = replay.stderr.lines().filter(|l| l.ends_with(": equal"));
+        assert_eq!(equal.count(), 4, "{name}: {}", replay.stderr);
+    }
+}

@@ -131,3 +131,36 @@ fn redriven_after_the_fix_they_are_in_the_tables() {
         assert_eq!(count("select count(*) from bronze.market_ticks"), 2 * early);
     }
 }
+
+#[test]
+fn a_sink_far_ahead_of_the_ledger_goes_on() {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,1h,1d");
+    world.create_topics();
+    // One symbol, one partition: more than the sink lets wait.
+    let messages = market(&world, 3, 1, 400_000);
+    let bytes: usize = messages.iter().map(|m| m.key.len() + m.value.len()).sum();
+    assert!(bytes > 20 << 20, "{bytes} bytes do not fill the sink");
+    world.produce(&messages);
+    let mut sink = world.finlake("s").args(["run", "--roles", "sink"]).spawn();
+    sink.wait_for_log("the sink goes on after", secs(60));
+    std::thread::sleep(secs(4));
+    let stream = world.finlake("a");
+    stream
+        .args(["run", "--roles", "stream", "--until-caught-up"])
+        .run(secs(120))
+        .ok();
+    let by = std::time::Instant::now() + secs(60);
+    let count = "select count(*) from bronze.market_ticks";
+    while rows::ask(&world.data(), count) != [messages.len().to_string()] {
+        assert!(
+            std::time::Instant::now() < by && sink.is_running(),
+            "{:?} of {} rows: {}",
+            rows::ask(&world.data(), count),
+            messages.len(),
+            sink.tail()
+        );
+        std::thread::sleep(secs(1));
+    }
+    assert_eq!(sink.stop(secs(60)), 0, "{}", sink.tail());
+}

@@ -256,17 +256,25 @@ impl Run<'_> {
         Ok(firsts.into_iter().collect())
     }
 
-    /// How far stream time was at the cut: the ledger says it; without it, the ends of closed bars
-    /// do, as far as they go.
+    /// How far stream time was at the cut: the ledger says it; without it, or where its beginning is
+    /// gone, the ends of closed bars do, as far as they go.
     async fn stream_times(&self, silver: &Pinned, walk: &mut Walk<'_>) -> Result<()> {
         if let Some(books) = self.books {
+            let mut whole = true;
             for (p, times) in walk.stream_times.iter_mut().enumerate() {
                 let until = walk.until[p];
-                for (_, line) in books.until(i32::try_from(p).unwrap_or(i32::MAX), until) {
+                let mut lines = books
+                    .until(i32::try_from(p).unwrap_or(i32::MAX), until)
+                    .peekable();
+                whole &= lines.peek().is_some_and(|(commit, _)| *commit <= 1);
+                for (_, line) in lines {
                     for (source, time) in &line.stream_times {
                         times.insert(source.clone(), *time);
                     }
                 }
+            }
+            if whole {
+                return Ok(());
             }
         }
         let filter = match self.options.dates {
