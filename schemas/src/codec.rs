@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::avro::{Fault, Plan, Record, Slot as _};
 use crate::records::{
-    Assertion, Bar, Break, CorporateAction, LedgerEntry, Metrics, Tick, VendorBar,
+    Assertion, Bar, Break, CorporateAction, Kline, LedgerEntry, Metrics, Tick, VendorBar,
 };
 use crate::registry::{Fetched, Registry, RegistryConfig, RegistryError, Subject, Unreachable};
 use crate::schema::{KINDS, Kind, Unreadable, Writer};
@@ -156,7 +156,7 @@ const TICK_V2: usize = 11;
 
 impl Codec {
     /// A codec without a registry: our own schemas under fixed ids (tick v1 = 1, v2 = 2, bar = 3,
-    /// metrics = 4, ledger = 5, vendor bar = 6, corporate action = 7, assertion = 8, break = 9),
+    /// metrics = 4, ledger = 5, vendor bar = 6, corporate action = 7, assertion = 8, break = 9, kline = 10),
     /// every other id unknown. For tests and benchmarks.
     pub fn offline() -> Codec {
         Codec::offline_with(&[])
@@ -188,6 +188,20 @@ impl Codec {
     pub fn connect(config: RegistryConfig, subjects: &[Subject]) -> Result<Codec, RegistryError> {
         let (registry, ids) = Registry::connect(config, subjects)?;
         Ok(Codec::new(ids, Some(registry)))
+    }
+
+    /// A codec for looking at what is there: nothing is checked for compatibility, nothing is
+    /// registered, and of our own schemas only those that are registered can be written. With it,
+    /// the newest registered schema of each subject that has one. Blocks.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unreachable`], [`RegistryError::Config`].
+    pub fn connect_reading(
+        config: RegistryConfig,
+        subjects: &[Subject],
+    ) -> Result<(Codec, BTreeMap<String, String>), RegistryError> {
+        let (registry, ids, newest) = Registry::survey(config, subjects)?;
+        Ok((Codec::new(ids, Some(registry)), newest))
     }
 
     /// [`Codec::connect`] for asynchronous callers.
@@ -311,6 +325,11 @@ impl Codec {
     /// Decodes a break.
     pub fn decode_break(&self, value: &[u8]) -> Result<Break, DecodeError> {
         self.decode(value, Kind::Break)
+    }
+
+    /// Decodes a bar of the exchange's own.
+    pub fn decode_kline<'a>(&self, value: &'a [u8]) -> Result<Kline<'a>, DecodeError> {
+        self.decode(value, Kind::Kline)
     }
 
     /// Decodes a correction.
@@ -444,6 +463,11 @@ impl Codec {
         out: &mut Vec<u8>,
     ) -> Result<(), EncodeError> {
         self.encode(assertion, Kind::Assertion, out)
+    }
+
+    /// Appends a framed kline.
+    pub fn encode_kline(&self, kline: &Kline<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        self.encode(kline, Kind::Kline, out)
     }
 
     /// Appends a framed break.

@@ -23,7 +23,7 @@ pub use decimal::{Dec8, Dec16, DecimalError};
 pub use hash::{Sum128, hash128};
 pub use records::{
     ActionKind, Assertion, Bar, BarContent, Basis, Break, BreakKind, BreakStatus, CorporateAction,
-    InputRange, LedgerEntry, Metrics, Origin, OutputCount, Severity, Stage, Tick, VendorBar,
+    InputRange, Kline, LedgerEntry, Metrics, Origin, OutputCount, Severity, Stage, Tick, VendorBar,
     WindowMetrics,
 };
 pub use registry::{RegistryConfig, RegistryError, Subject, Unreachable};

@@ -273,6 +273,43 @@ impl VendorBar<'_> {
     }
 }
 
+/// A bar as the exchange itself computed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kline<'a> {
+    /// The exchange, as in its trades.
+    pub source: &'a str,
+    pub symbol: &'a str,
+    /// `1m`, `5m`, `1h`, `1d` …
+    pub bar_interval: &'a str,
+    /// Inclusive, µs.
+    pub bar_start: i64,
+    /// Exclusive, µs.
+    pub bar_end: i64,
+    pub open: Dec8,
+    pub high: Dec8,
+    pub low: Dec8,
+    pub close: Dec8,
+    pub volume: Dec8,
+    /// Single trades; exchanges publish intervals without any too.
+    pub trade_count: i64,
+    pub quote_volume: Option<Dec16>,
+    pub taker_buy_base: Option<Dec8>,
+    pub taker_buy_quote: Option<Dec16>,
+    /// Whether the interval was over.
+    pub closed: bool,
+    /// When the exchange sent it, µs.
+    pub event_time: Option<i64>,
+    /// When it was received, µs by the receiver's clock.
+    pub ingest_time: Option<i64>,
+}
+
+impl Kline<'_> {
+    /// Appends the Kafka key `source:symbol`.
+    pub fn key(&self, out: &mut Vec<u8>) {
+        crate::keys::input(self.source, self.symbol, out);
+    }
+}
+
 /// What a corporate action does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ActionKind {

@@ -106,6 +106,7 @@ impl Subject {
             Subject::new(topics::BARS, Kind::Assertion),
             Subject::new(topics::ACTIONS, Kind::Action),
             Subject::new(topics::BREAKS, Kind::Break),
+            Subject::new(topics::KLINES, Kind::Kline),
         ]
     }
 
@@ -177,6 +178,19 @@ impl Registry {
             .call(move |client| async move { client.prepare(&subjects).await })
             .unwrap_or_else(|| Err(Unreachable(STOPPED.to_owned()).into()))?;
         Ok((registry, ids))
+    }
+
+    /// Asks for what is there; checks and registers nothing.
+    pub(crate) fn survey(
+        config: RegistryConfig,
+        subjects: &[Subject],
+    ) -> Result<(Registry, Ids, BTreeMap<String, String>), RegistryError> {
+        let registry = Registry::start(config)?;
+        let subjects = subjects.to_vec();
+        let (ids, newest) = registry
+            .call(move |client| async move { client.survey(&subjects).await })
+            .unwrap_or_else(|| Err(Unreachable(STOPPED.to_owned())))?;
+        Ok((registry, ids, newest))
     }
 
     pub(crate) async fn connect_async(
@@ -337,6 +351,27 @@ impl Client {
             }
         }
         Ok(ids)
+    }
+
+    /// Ids of those of our schemas that are registered, and the newest schema of each subject.
+    async fn survey(
+        &self,
+        subjects: &[Subject],
+    ) -> Result<(Ids, BTreeMap<String, String>), Unreachable> {
+        let (mut ids, mut newest) = (Ids::new(), BTreeMap::new());
+        for subject in subjects {
+            let name = subject.name();
+            let Some(latest) = self.latest(&name).await? else {
+                continue;
+            };
+            for (at, text) in subject.kind.versions().iter().enumerate() {
+                if let Some(id) = self.lookup(&name, text).await? {
+                    ids.entry((subject.kind, at as u8 + 1)).or_insert(id);
+                }
+            }
+            newest.insert(name, latest);
+        }
+        Ok((ids, newest))
     }
 
     /// Our versions against the newest registered one: by our own rule in both directions,

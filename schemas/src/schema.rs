@@ -22,10 +22,11 @@ pub enum Kind {
     Action,
     Assertion,
     Break,
+    Kline,
 }
 
 /// All kinds, in a fixed order.
-pub const KINDS: [Kind; 8] = [
+pub const KINDS: [Kind; 9] = [
     Kind::Tick,
     Kind::Bar,
     Kind::Metrics,
@@ -34,6 +35,7 @@ pub const KINDS: [Kind; 8] = [
     Kind::Action,
     Kind::Assertion,
     Kind::Break,
+    Kind::Kline,
 ];
 
 const TICK: [&str; 2] = [
@@ -47,6 +49,7 @@ const VENDOR_BAR: [&str; 1] = [include_str!("../avro/vendor_bar.v1.avsc")];
 const ACTION: [&str; 1] = [include_str!("../avro/corporate_action.v1.avsc")];
 const ASSERTION: [&str; 1] = [include_str!("../avro/assertion.v1.avsc")];
 const BREAK: [&str; 1] = [include_str!("../avro/break.v1.avsc")];
+const KLINE: [&str; 1] = [include_str!("../avro/kline.v1.avsc")];
 
 impl Kind {
     /// The `.avsc` texts, oldest version first, all of them in use side by side.
@@ -60,6 +63,7 @@ impl Kind {
             Kind::Action => &ACTION,
             Kind::Assertion => &ASSERTION,
             Kind::Break => &BREAK,
+            Kind::Kline => &KLINE,
         }
     }
 
@@ -74,6 +78,7 @@ impl Kind {
             Kind::Action => "CorporateAction",
             Kind::Assertion => "Assertion",
             Kind::Break => "Break",
+            Kind::Kline => "Kline",
         }
     }
 

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use apache_avro::types::Value;
 use finlake_schemas::{
     ActionKind, Assertion, Bar, BarContent, BarsInput, Basis, Break, BreakKind, BreakStatus, Codec,
-    CorporateAction, Dec8, Dec16, InputRange, Kind, LedgerEntry, Metrics, Origin, OutputCount,
-    Severity, Stage, Tick, VendorBar, WindowMetrics, keys,
+    CorporateAction, Dec8, Dec16, InputRange, Kind, Kline, LedgerEntry, Metrics, Origin,
+    OutputCount, Severity, Stage, Tick, VendorBar, WindowMetrics, keys,
 };
 
 const V1: Tick<'static> = Tick {
@@ -162,6 +162,28 @@ fn ledger() -> LedgerEntry {
     }
 }
 
+fn kline() -> Kline<'static> {
+    Kline {
+        source: "binance",
+        symbol: "BTCUSDT",
+        bar_interval: "5m",
+        bar_start: 1_723_161_300_000_000,
+        bar_end: 1_723_161_600_000_000,
+        open: Dec8(6_183_764_000_000),
+        high: Dec8(6_186_251_000_000),
+        low: Dec8(6_169_000_000_001),
+        close: Dec8(6_170_000_000_000),
+        volume: Dec8(12_345_678_901),
+        trade_count: 8_863,
+        quote_volume: Some(Dec16(7_634_000_000_000_000_000_000)),
+        taker_buy_base: Some(Dec8(0)),
+        taker_buy_quote: None,
+        closed: true,
+        event_time: Some(1_723_161_600_012_000),
+        ingest_time: None,
+    }
+}
+
 fn vendor_bar() -> VendorBar<'static> {
     VendorBar {
         source: "yahoo",
@@ -253,13 +275,14 @@ fn encoded(name: &str) -> Vec<u8> {
         "corporate_action.v1" => codec.encode_action(&action(), &mut out),
         "assertion.v1" => codec.encode_assertion(&assertion(), &mut out),
         "break.v1" => codec.encode_break(&found(), &mut out),
+        "kline.v1" => codec.encode_kline(&kline(), &mut out),
         other => panic!("no sample of {other}"),
     }
     .unwrap();
     out
 }
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "tick.v1",
     "tick.v2",
     "bar.v1",
@@ -269,6 +292,7 @@ const NAMES: [&str; 9] = [
     "corporate_action.v1",
     "assertion.v1",
     "break.v1",
+    "kline.v1",
 ];
 
 fn path(name: &str) -> PathBuf {
@@ -294,6 +318,7 @@ fn frozen_bytes_decode_to_the_same_values() {
     assert_eq!(codec.decode_metrics(&frozen("metrics.v1")), Ok(metrics()));
     assert_eq!(codec.decode_ledger(&frozen("ledger.v1")), Ok(ledger()));
     assert_eq!(codec.decode_break(&frozen("break.v1")), Ok(found()));
+    assert_eq!(codec.decode_kline(&frozen("kline.v1")), Ok(kline()));
     let input = |name: &str, expected: BarsInput<'_>| {
         assert_eq!(codec.decode_bars_input(&frozen(name)), Ok(expected));
     };
@@ -377,6 +402,8 @@ fn the_reference_implementation_agrees() {
         Value::Enum(2, "VALUE_DRIFT".to_owned())
     );
     read("vendor_bar.v1", Kind::VendorBar.newest());
+    let fields = read("kline.v1", Kind::Kline.newest());
+    assert_eq!(field(&fields, "closed"), Value::Boolean(true));
     read("corporate_action.v1", Kind::Action.newest());
     let fields = read("ledger.v1", Kind::Ledger.newest());
     assert_eq!(

@@ -198,10 +198,11 @@ fn fresh_registry_gets_every_version_and_a_second_start_registers_nothing() {
         (Kind::Action, 1),
         (Kind::Assertion, 1),
         (Kind::Break, 1),
+        (Kind::Kline, 1),
     ]
     .map(|(kind, version)| codec.own_id(kind, version).unwrap())
     .to_vec();
-    assert_eq!(ids, [101, 102, 103, 104, 105, 106, 107, 108, 109]);
+    assert_eq!(ids, [101, 102, 103, 104, 105, 106, 107, 108, 109, 110]);
     // The records of one topic evolve one by one.
     for name in ["VendorBar", "CorporateAction", "Assertion"] {
         let path = format!("/subjects/market.bars-finlake.{name}/versions");
@@ -401,4 +402,34 @@ fn credentials_go_into_requests_and_nowhere_else() {
     let bad = RegistryConfig::new("ann:secret@nowhere");
     let message = Codec::connect(bad, &ticks()).err().unwrap().to_string();
     assert!(!message.contains("secret"), "{message}");
+}
+
+/// Looking at a registry checks and registers nothing, and takes what is there as it is.
+#[test]
+fn a_reader_changes_nothing_and_sees_what_is_there() {
+    let stranger = Kind::Bar.newest().replace("\"scale\": 8", "\"scale\": 10");
+    let mut model = Model::with("market.ohlcv-value", &stranger);
+    model.ids.insert(Kind::Tick.versions()[1].to_owned(), 9);
+    model.subjects.insert(
+        "market.ticks-value".to_owned(),
+        vec![Kind::Tick.versions()[1].to_owned()],
+    );
+    let server = model.serve();
+    let config = || RegistryConfig::new(&server.url);
+    assert!(Codec::connect(config(), &Subject::all()).is_err());
+    let (codec, newest) = Codec::connect_reading(config(), &Subject::all()).unwrap();
+    assert_eq!(newest["market.ohlcv-value"], stranger);
+    assert_eq!(newest["market.ticks-value"], Kind::Tick.newest());
+    assert_eq!(newest.len(), 2);
+    assert_eq!(codec.own_id(Kind::Tick, 2), Some(9));
+    assert_eq!(codec.own_id(Kind::Tick, 1), None);
+    assert_eq!(
+        server.seen("POST", "/subjects/market.ticks-value/versions"),
+        0
+    );
+    let gone = RegistryConfig::new("http://127.0.0.1:9");
+    assert!(matches!(
+        Codec::connect_reading(gone, &Subject::all()),
+        Err(RegistryError::Unreachable(_))
+    ));
 }

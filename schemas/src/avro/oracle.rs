@@ -33,6 +33,7 @@ fn of(kind: Kind) -> Rewrite {
         Kind::Action => |p, d| rewrite::<CorporateAction<'_>>(p, d),
         Kind::Assertion => |p, d| rewrite::<Assertion<'_>>(p, d),
         Kind::Break => |p, d| rewrite::<Break>(p, d),
+        Kind::Kline => |p, d| rewrite::<Kline<'_>>(p, d),
     }
 }
 
@@ -46,6 +47,7 @@ fn fields(kind: Kind) -> &'static [&'static str] {
         Kind::Action => CorporateAction::FIELDS,
         Kind::Assertion => Assertion::FIELDS,
         Kind::Break => Break::FIELDS,
+        Kind::Kline => Kline::FIELDS,
     }
 }
 
@@ -85,7 +87,7 @@ fn records_have_the_fields_of_their_schemas_in_order() {
             seen += 1;
         }
     }
-    assert_eq!(seen, 8 + 6);
+    assert_eq!(seen, 9 + 6);
 }
 
 /// [`super::Slot::zero`] stands for a field that a writer does not have.

@@ -5,7 +5,7 @@ use super::plan::{Wire, skip};
 use super::slot::{Record, Slot, branch, enumeration};
 use crate::records::{
     ActionKind, Assertion, Bar, BarContent, Basis, Break, BreakKind, BreakStatus, CorporateAction,
-    InputRange, LedgerEntry, Metrics, Origin, OutputCount, Severity, Stage, Tick, VendorBar,
+    InputRange, Kline, LedgerEntry, Metrics, Origin, OutputCount, Severity, Stage, Tick, VendorBar,
     WindowMetrics,
 };
 
@@ -144,6 +144,12 @@ record!(LedgerEntry {
 record!(VendorBar<'a> {
     source, symbol, bar_interval, bar_start, bar_end, trade_date,
     open, high, low, close, volume, basis, basis_at, ingest_time,
+});
+
+record!(Kline<'a> {
+    source, symbol, bar_interval, bar_start, bar_end,
+    open, high, low, close, volume, trade_count,
+    quote_volume, taker_buy_base, taker_buy_quote, closed, event_time, ingest_time,
 });
 
 record!(CorporateAction<'a> {
