@@ -83,6 +83,9 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Ingest(IngestCommand::File(args)) => {
             commands::ingest::file(global, &load()?, args).map(|()| 0)
         }
+        Command::Ingest(IngestCommand::Klines(args)) => {
+            commands::ingest::klines(global, &load()?, args).map(|()| 0)
+        }
         Command::Query(args) => commands::query::run(global, &load()?, args),
         Command::Tables(args) => commands::tables::run(global, &load()?, args),
         Command::History(args) => commands::history::run(global, &load()?, args),

@@ -83,6 +83,32 @@ pub struct RunArgs {
 pub enum IngestCommand {
     /// Trades from files: CSV, JSON lines or recorded WebSocket messages, also .gz
     File(IngestFileArgs),
+    /// The exchange's own klines from files, for the rules kline_accuracy:INTERVAL
+    Klines(IngestKlinesArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    finlake ingest klines BTCUSDT-5m-2024-08.csv.gz\n  \
+    finlake ingest klines capture-*.jsonl\n\n\
+    Read are recorded WebSocket messages (kline events among others), the exchange's archive CSVs,\n\
+    its REST answers, and Kraken's answer to OHLC. Klines are compared with, never computed from.")]
+pub struct IngestKlinesArgs {
+    /// Files, read in this order
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// Source, as of the trades [default: binance, kraken]
+    #[arg(long)]
+    pub source: Option<String>,
+
+    /// Symbol, where the file does not say it
+    #[arg(long)]
+    pub symbol: Option<String>,
+
+    /// Interval such as 5m, where the file does not say it
+    #[arg(long)]
+    pub interval: Option<String>,
 }
 
 /// How a file of trades is written.
@@ -416,7 +442,11 @@ pub struct ReconcileArgs {
     #[arg(long)]
     pub report_only: bool,
 
-    /// Ask the tables alone: no ledger, no topics, no breaks written
+    /// Write the results as metrics into this file, for the node exporter's textfile collector
+    #[arg(long, value_name = "FILE.prom")]
+    pub metrics: Option<PathBuf>,
+
+    /// Ask the tables alone: no ledger, no topics, no registry, no breaks written
     #[arg(long)]
     pub no_kafka: bool,
 

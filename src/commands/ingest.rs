@@ -1,4 +1,5 @@
-//! `finlake ingest file`: trades from files into `market.ticks`.
+//! `finlake ingest file`: trades from files into `market.ticks`; `finlake ingest klines`: the exchange's own klines
+//! into `market.klines`.
 
 use std::sync::Arc;
 
@@ -6,9 +7,10 @@ use anyhow::{Context, Result};
 use finlake_schemas::registry::Subject;
 use finlake_schemas::{Codec, Kind, topics};
 
-use crate::cli::{Global, IngestFileArgs, TradeFormat};
+use crate::cli::{Global, IngestFileArgs, IngestKlinesArgs, TradeFormat};
 use crate::config::Config;
-use crate::ingest::{self, Format, IngestOptions, KafkaOut, LineIssue, Position, Summary};
+use crate::ingest::klines::{self, KlineFile, KlineOptions};
+use crate::ingest::{self, Format, IngestOptions, KafkaOut, LineIssue, Out, Position, Summary};
 use crate::output::{Progress, remark};
 use crate::parts;
 
@@ -86,5 +88,51 @@ pub fn file(global: &Global, config: &Config, args: &IngestFileArgs) -> Result<(
     let summary = ingest::run(inputs, &codec, &mut out, &options, &mut Watch(&progress))?;
     progress.done();
     remark(global.quiet, &report(&summary));
+    Ok(())
+}
+
+/// Runs the command: all files are read and understood before the first kline is sent.
+///
+/// # Errors
+/// A file that cannot be read or holds no klines, a broken line, Kafka or the registry.
+pub fn klines(global: &Global, config: &Config, args: &IngestKlinesArgs) -> Result<()> {
+    let options = KlineOptions {
+        source: args.source.clone(),
+        symbol: args.symbol.clone(),
+        interval: args.interval.clone(),
+    };
+    let files: Vec<KlineFile> = args
+        .files
+        .iter()
+        .map(|path| klines::read(path, &options))
+        .collect::<Result<_, _>>()?;
+    let codec = Codec::connect(
+        parts::registry(config),
+        &[Subject::new(topics::KLINES, Kind::Kline)],
+    )
+    .with_context(|| format!("schema registry {}", config.registry.url))?;
+    let properties: Vec<(String, String)> =
+        config.kafka.client_properties().0.into_iter().collect();
+    let mut out = KafkaOut::new(&properties, topics::KLINES)?;
+    let (mut sent, mut forming, mut others) = (0u64, 0u64, 0u64);
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    for file in &files {
+        others += file.others;
+        for kline in &file.klines {
+            let kline = kline.record();
+            key.clear();
+            kline.key(&mut key);
+            value.clear();
+            codec.encode_kline(&kline, &mut value)?;
+            out.send(&key, &value)?;
+            sent += 1;
+            forming += u64::from(!kline.closed);
+        }
+    }
+    out.finish()?;
+    remark(
+        global.quiet,
+        &format!("{sent} klines, {forming} of them forming; {others} other messages"),
+    );
     Ok(())
 }

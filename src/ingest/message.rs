@@ -56,7 +56,7 @@ pub fn parse_line<'a>(line: &'a [u8], sources: &'a Sources) -> Result<Parsed<'a>
 }
 
 /// `1723161253937085768 {…` (ns) or `1633998512.0633569: {…` (s); gives µs.
-fn split_receive_time(line: &[u8]) -> Result<(Option<i64>, &[u8]), LineFault> {
+pub(super) fn split_receive_time(line: &[u8]) -> Result<(Option<i64>, &[u8]), LineFault> {
     let end = line
         .iter()
         .position(|b| b.is_ascii_whitespace())

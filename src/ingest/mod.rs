@@ -1,5 +1,5 @@
 //! Trades from files into `market.ticks`: recorded WebSocket messages, the exchange's archive
-//! CSVs, REST answers.
+//! CSVs, REST answers. The exchange's own klines go into `market.klines` ([`klines`]).
 //!
 //! Files come in as bytes, are parsed by pure functions ([`message`], [`csv`], [`document`]),
 //! merged by trade time ([`Inputs`]) and leave as Avro `Tick` v2 through [`Out`] ([`KafkaOut`] in
@@ -10,6 +10,7 @@
 pub mod csv;
 pub mod document;
 pub mod files;
+pub mod klines;
 pub mod message;
 pub mod produce;
 
