@@ -84,7 +84,7 @@ pub fn columns(
                 "removed",
                 Some(&e.ty),
                 None,
-                "a column is gone; what it held reads as null. Bring it back from the snapshot before, or rebuild the table",
+                gone(between.what),
                 out,
             );
             continue;
@@ -109,14 +109,33 @@ pub fn columns(
         return;
     }
     for (a, _) in actual.iter().zip(used).filter(|(_, used)| !used) {
-        between.push(
-            &a.name,
-            "added",
-            None,
-            Some(&a.ty),
-            "a column that this version does not know; the sink leaves it null. Upgrade, or drop it",
-            out,
-        );
+        between.push(&a.name, "added", None, Some(&a.ty), new(between.what), out);
+    }
+}
+
+fn gone(what: &str) -> &'static str {
+    match what {
+        "registry" => {
+            "the registered schema has a field for which the table has no column: it was extended, \
+             and what producers write there is not kept. Register the schema of this version as \
+             the newest, or upgrade"
+        }
+        _ => {
+            "a column is gone; what it held reads as null. Bring it back from the snapshot before, \
+             or rebuild the table"
+        }
+    }
+}
+
+fn new(what: &str) -> &'static str {
+    match what {
+        "registry" => {
+            "the registered schema lacks a field that the table has: what producers of that \
+             schema send reads as null. Register the schema of this version as the newest"
+        }
+        _ => {
+            "a column that this version does not know; the sink leaves it null. Upgrade, or drop it"
+        }
     }
 }
 
@@ -129,6 +148,31 @@ fn retyped(between: Between<'_>, e: &Column, a: &Column, out: &mut Findings) {
         "a column has another type; values may be rounded or unreadable. Change it back, or rebuild the table",
         out,
     );
+}
+
+/// Compares a registered schema with the table, where both can hold the same: a table has columns
+/// of its own and a record has lists. `ours` are the fields that this version writes; one of them
+/// that is in the table and not in the registry was taken out of the registered schema. By name,
+/// since a registry has no ids.
+pub fn registered(
+    between: Between<'_>,
+    registered: &[Column],
+    ours: &[Column],
+    table: &[Column],
+    out: &mut Findings,
+) {
+    let bare = |c: &Column| Column {
+        id: None,
+        ..c.clone()
+    };
+    let written = |c: &&Column| ours.iter().any(|o| o.name == c.name);
+    let registers = |c: &&Column| registered.iter().any(|r| r.name == c.name);
+    let table: Vec<Column> = table
+        .iter()
+        .filter(|c| written(c) || registers(c))
+        .map(bare)
+        .collect();
+    columns(between, registered, &table, true, out);
 }
 
 /// Compares partition specs: (column, transform), in order.
@@ -268,6 +312,29 @@ mod tests {
             with(|c| c[1] = column(9, "b", "decimal(38,8)")),
             one("b", "removed")
         );
+    }
+
+    #[test]
+    fn a_registered_schema_that_went_its_own_way_is_drift() {
+        let table = sample();
+        let ours = &table[..2];
+        let found = |schema: &[Column]| {
+            let mut out = Findings::default();
+            registered(B, schema, ours, &table, &mut out);
+            out.list()
+                .iter()
+                .map(|f| (f.key.clone(), f.cause.clone()))
+                .collect::<Vec<_>>()
+        };
+        let one = |key: &str, how: &str| vec![(key.to_owned(), format!("table:{how}"))];
+        assert_eq!(found(&table[..2]), [], "a table has columns of its own");
+        let mut extended = table[..2].to_vec();
+        extended.push(column(9, "venue", "string"));
+        assert_eq!(found(&extended), one("venue", "removed"));
+        assert_eq!(found(&table[..1]), one("b", "added"));
+        let mut retyped = table[..2].to_vec();
+        retyped[1].ty = "decimal(38,10)".into();
+        assert_eq!(found(&retyped), one("b", "retyped"));
     }
 
     #[test]

@@ -206,6 +206,11 @@ impl Findings {
         &self.list
     }
 
+    /// Adds to the texts of those kept; what makes their ids must stay.
+    pub fn amend(&mut self, mut change: impl FnMut(&mut Finding)) {
+        self.list.iter_mut().for_each(&mut change);
+    }
+
     /// How many there are of each kind and severity.
     pub fn counts(&self) -> &BTreeMap<(BreakKind, Severity), u64> {
         &self.counts

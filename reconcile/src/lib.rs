@@ -6,6 +6,7 @@
 //! a hash table. Data flows: pinned tables, ledger entries and topics → `columns` → comparisons →
 //! findings, which the caller prints and sends as breaks.
 
+pub mod accuracy;
 pub mod bisect;
 pub mod books;
 pub mod bronze;
@@ -14,7 +15,9 @@ pub mod counts;
 pub mod drift;
 pub mod findings;
 pub mod gold;
+pub mod hashes;
 pub mod ledger;
+pub mod outputs;
 pub mod rules;
 pub mod run;
 pub mod shape;
@@ -25,4 +28,4 @@ pub mod versions;
 pub use books::Books;
 pub use findings::{Changes, Finding, Findings, Layer, Scope, changes};
 pub use ledger::{LedgerAudit, TaskAudit};
-pub use run::{Options, Pins, Records, Report, Watch};
+pub use run::{Options, Pins, Records, Report, Stretch, Watch};

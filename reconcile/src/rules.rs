@@ -6,8 +6,9 @@
 //! intervals without a bar between an instrument's first and last), `null_rate:COLUMN`.
 //! Consistency: `ohlc_order` (bars with low > open, close or high), `volume_sum:INTERVAL` (bars
 //! whose volume is not the sum of the shortest ones in them), `current_unique` (keys with two
-//! current rows). Accuracy: `klines:FIELD` (largest relative difference to the exchange's own
-//! closed bars, where they are present).
+//! current rows). Accuracy, where there is something to compare with: `kline_accuracy:INTERVAL`
+//! and `vendor_accuracy:INTERVAL` (share of closed bars that differ by more than 0.01 % from the
+//! exchange's own klines, from vendors' bars; see `accuracy`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +17,7 @@ use std::str::FromStr;
 use finlake_schemas::{BreakKind, Severity, Stage};
 
 use crate::findings::{Finding, Findings, Layer};
-use crate::silver::{self, BarRow, bar_name, decimal, relative};
+use crate::silver::{self, BarRow, bar_name, decimal};
 use crate::trades::{BarKey, Names, Rules as Market};
 
 /// What a rule measures.
@@ -28,7 +29,8 @@ pub enum Measure {
     OhlcOrder,
     VolumeSum(String),
     CurrentUnique,
-    Klines(String),
+    KlineAccuracy(String),
+    VendorAccuracy(String),
 }
 
 /// A measure and the greatest value that is still fine.
@@ -42,7 +44,8 @@ pub struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a rule: write name<=limit, such as id_gaps<=0, missing_bars:1d<=0.05, \
-     null_rate:buyer_maker<=0.5, ohlc_order<=0, volume_sum:1h<=0, current_unique<=0, klines:close<=0.0001"
+     null_rate:buyer_maker<=0.5, ohlc_order<=0, volume_sum:1h<=0, current_unique<=0, \
+     kline_accuracy:1m<=0, vendor_accuracy:1d<=0.01"
 )]
 pub struct BadRule(String);
 
@@ -55,7 +58,8 @@ impl fmt::Display for Measure {
             Measure::OhlcOrder => f.write_str("ohlc_order"),
             Measure::VolumeSum(i) => write!(f, "volume_sum:{i}"),
             Measure::CurrentUnique => f.write_str("current_unique"),
-            Measure::Klines(c) => write!(f, "klines:{c}"),
+            Measure::KlineAccuracy(i) => write!(f, "kline_accuracy:{i}"),
+            Measure::VendorAccuracy(i) => write!(f, "vendor_accuracy:{i}"),
         }
     }
 }
@@ -82,7 +86,8 @@ impl FromStr for Rule {
             ("missing_bars", Some(i)) => Measure::MissingBars(i),
             ("null_rate", Some(c)) => Measure::NullRate(c),
             ("volume_sum", Some(i)) => Measure::VolumeSum(i),
-            ("klines", Some(c)) => Measure::Klines(c),
+            ("kline_accuracy", Some(i)) => Measure::KlineAccuracy(i),
+            ("vendor_accuracy", Some(i)) => Measure::VendorAccuracy(i),
             _ => return Err(bad()),
         };
         Ok(Rule { measure, limit })
@@ -109,6 +114,8 @@ pub fn parse(text: &str) -> Result<Vec<Rule>, BadRule> {
 pub struct Measured {
     pub rule: Rule,
     pub value: f64,
+    /// Of how many: ids, bars, rows, what the rule counts.
+    pub of: u64,
 }
 
 impl Measured {
@@ -122,7 +129,6 @@ impl Measured {
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     sums: BTreeMap<Measure, (f64, f64)>,
-    greatest: BTreeMap<Measure, f64>,
 }
 
 impl Tally {
@@ -133,10 +139,9 @@ impl Tally {
         sum.1 += all;
     }
 
-    /// A value of which only the greatest counts.
-    pub fn greatest(&mut self, measure: Measure, value: f64) {
-        let g = self.greatest.entry(measure).or_default();
-        *g = g.max(value);
+    /// Whether anything of it was measured.
+    pub fn has(&self, measure: &Measure) -> bool {
+        self.sums.contains_key(measure)
     }
 
     /// Takes over another tally.
@@ -144,21 +149,21 @@ impl Tally {
         for (measure, (wrong, all)) in other.sums {
             self.add(measure, wrong, all);
         }
-        for (measure, value) in other.greatest {
-            self.greatest(measure, value);
-        }
     }
 
-    /// Judges the rules whose measures were taken. Counts stay counts; `missing_bars` and `null_rate` are
-    /// shares, `id_gaps` is per million.
+    /// Judges the rules whose measures were taken. Counts stay counts; `missing_bars`, `null_rate` and
+    /// the accuracies are shares, `id_gaps` is per million.
     pub fn judge(&self, rules: &[Rule]) -> Vec<Measured> {
         let mut out = Vec::new();
         for rule in rules {
             let value = match (&rule.measure, self.sums.get(&rule.measure)) {
-                (Measure::Klines(_), _) => self.greatest.get(&rule.measure).copied(),
-                (Measure::MissingBars(_) | Measure::NullRate(_), Some((wrong, all))) => {
-                    Some(if *all > 0.0 { wrong / all } else { 0.0 })
-                }
+                (
+                    Measure::MissingBars(_)
+                    | Measure::NullRate(_)
+                    | Measure::KlineAccuracy(_)
+                    | Measure::VendorAccuracy(_),
+                    Some((wrong, all)),
+                ) => Some(if *all > 0.0 { wrong / all } else { 0.0 }),
                 (Measure::IdGaps, Some((wrong, all))) => {
                     Some(if *all > 0.0 { wrong / all * 1e6 } else { 0.0 })
                 }
@@ -166,8 +171,14 @@ impl Tally {
                 (_, None) => None,
             };
             if let Some(value) = value {
-                let rule = rule.clone();
-                out.push(Measured { rule, value });
+                out.push(Measured {
+                    rule: rule.clone(),
+                    value,
+                    of: self
+                        .sums
+                        .get(&rule.measure)
+                        .map_or(0, |(_, all)| *all as u64),
+                });
             }
         }
         out
@@ -183,7 +194,8 @@ pub fn broken(measured: &[Measured], date: Option<i32>, out: &mut Findings) {
             | Measure::OhlcOrder
             | Measure::VolumeSum(_)
             | Measure::CurrentUnique
-            | Measure::Klines(_) => continue,
+            | Measure::KlineAccuracy(_)
+            | Measure::VendorAccuracy(_) => continue,
             Measure::MissingBars(_) => (BreakKind::Missing, Layer::Silver, silver::TABLE),
             Measure::NullRate(_) => (BreakKind::Missing, Layer::Bronze, crate::bronze::TABLE),
         };
@@ -286,7 +298,10 @@ pub fn bars(
                 }
                 tally.add(measure(), wrong.len() as f64, current.len() as f64);
             }
-            Measure::IdGaps | Measure::NullRate(_) | Measure::Klines(_) => {}
+            Measure::IdGaps
+            | Measure::NullRate(_)
+            | Measure::KlineAccuracy(_)
+            | Measure::VendorAccuracy(_) => {}
         }
     }
 }
@@ -338,77 +353,6 @@ fn volume_sums<'a>(
     wrong
 }
 
-/// A closed bar as the exchange itself computed it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kline {
-    pub key: BarKey,
-    pub open: i128,
-    pub high: i128,
-    pub low: i128,
-    pub close: i128,
-    pub volume: i128,
-}
-
-#[allow(clippy::too_many_arguments)]
-/// Compares current bars with the exchange's. Only the threshold counts: feeds differ in the last
-/// trade of a bar.
-pub fn klines(
-    rules: &[Rule],
-    klines: &[Kline],
-    rows: &[BarRow],
-    names: &Names,
-    market: &Market,
-    open_end: i64,
-    tally: &mut Tally,
-    out: &mut Findings,
-) {
-    let current: BTreeMap<BarKey, &BarRow> = rows
-        .iter()
-        .filter(|r| r.sys_to == open_end && r.stage == Some(Stage::Closed))
-        .map(|r| (r.key, r))
-        .collect();
-    for rule in rules {
-        let Measure::Klines(field) = &rule.measure else {
-            continue;
-        };
-        for k in klines {
-            let Some(row) = current.get(&k.key) else {
-                continue;
-            };
-            let c = &row.content;
-            let (theirs, ours) = match field.as_str() {
-                "open" => (k.open, c.open.0),
-                "high" => (k.high, c.high.0),
-                "low" => (k.low, c.low.0),
-                "volume" => (k.volume, c.volume.0),
-                _ => (k.close, c.close.0),
-            };
-            let difference = relative(theirs, ours);
-            tally.greatest(rule.measure.clone(), difference);
-            if difference > rule.limit {
-                let (source, symbol) = names.get(k.key.symbol);
-                out.push(
-                    Finding::new(
-                        BreakKind::ValueDrift,
-                        Layer::Silver,
-                        silver::TABLE,
-                        bar_name(k.key, names, market),
-                        format!("klines:{field}"),
-                    )
-                    .of(source, symbol)
-                    .on(row.trade_date)
-                    .expected(format!("{field} {}", decimal(theirs, 8)))
-                    .actual(format!("{field} {}", decimal(ours, 8)))
-                    .detail(
-                        "the exchange's own bar says otherwise: trades are missing from the feed \
-                         if there is a trade-id gap in the bar, else report a bug",
-                    ),
-                );
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -420,7 +364,8 @@ mod tests {
         for text in [
             "missing_bars:1d<=0.05",
             "null_rate:buyer_maker<=1",
-            "klines:close<=0.0001",
+            "kline_accuracy:1m<=0.0001",
+            "vendor_accuracy:1d<=0.01",
         ] {
             let rule: Rule = text.parse().unwrap();
             assert_eq!(format!("{}<={}", rule.measure, rule.limit), text);
@@ -431,7 +376,8 @@ mod tests {
             "id_gaps<=-1",
             "id_gaps:1<=0",
             "missing_bars<=0",
-            "klines:<=1",
+            "kline_accuracy:<=1",
+            "klines:close<=1",
             "ohlc_order<=NaN",
         ] {
             assert!(bad.parse::<Rule>().is_err(), "{bad}");

@@ -11,12 +11,14 @@ mod layers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
 use finlake_lakehouse::{Filter, LakeError, Lakehouse, Pinned, Table};
 use finlake_market::GoldConfig;
+use finlake_schemas::Kline;
 
 use crate::books::Books;
 use crate::findings::{Findings, Layer};
-use crate::rules::{Measured, Rule, Tally};
+use crate::rules::{Measure, Measured, Rule, Tally};
 use crate::trades::Rules;
 
 /// What to check.
@@ -62,6 +64,42 @@ pub trait Records {
     /// # Errors
     /// Why the topic could not be read.
     fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<(i64, Vec<(i64, u128)>), String>;
+
+    /// Hands the committed records of a version table's topic in `range` (first and next offset,
+    /// clamped to what is retained) to `take`, in offset order, as the rows that the sink makes
+    /// of them: batches of the table's columns, retractions left out. `take` ends the reading
+    /// with `false`.
+    ///
+    /// # Errors
+    /// Why the topic could not be read, or what `take` gave.
+    fn written(
+        &self,
+        table: Table,
+        partition: i32,
+        range: (i64, i64),
+        take: &mut dyn FnMut(&RecordBatch) -> Result<bool, String>,
+    ) -> Result<Stretch, String>;
+
+    /// Output records compared at a time: 40 bytes each, on either side.
+    fn at_a_time(&self) -> usize {
+        2_000_000
+    }
+
+    /// Hands every kline of `market.klines` to `take`, each partition in its order; `take` ends
+    /// the reading with `false`. Without such a topic there are none.
+    ///
+    /// # Errors
+    /// Why the topic could not be read.
+    fn klines(&self, take: &mut dyn FnMut(&Kline<'_>) -> bool) -> Result<(), String>;
+}
+
+/// How far a topic was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    /// First offset that the topic still has.
+    pub first: i64,
+    /// Offset after the last record handed on.
+    pub next: i64,
 }
 
 /// What came out.
@@ -69,8 +107,12 @@ pub trait Records {
 pub struct Report {
     pub findings: Findings,
     pub measured: Vec<Measured>,
+    /// Rules of which nothing was measured, and why.
+    pub unmeasured: Vec<(Rule, String)>,
     /// Why something could not be checked; with any, "clean" cannot be said.
     pub unchecked: Vec<String>,
+    /// What a reader should know, and what is no failure.
+    pub notes: Vec<String>,
     /// Beginnings of causes that were not looked at.
     pub unchecked_causes: BTreeSet<String>,
     /// Rows compared, by layer.
@@ -166,6 +208,14 @@ pub fn behind(below: &Pinned, above: &Pinned) -> Option<(i32, i64, i64)> {
     above.watermarks().positions.iter().find_map(of)
 }
 
+/// First part of a cause, and the rules that give it.
+const ACCURACIES: [(&str, fn(&Measure) -> bool); 2] = [
+    ("kline_accuracy", |m| matches!(m, Measure::KlineAccuracy(_))),
+    ("vendor_accuracy", |m| {
+        matches!(m, Measure::VendorAccuracy(_))
+    }),
+];
+
 /// Runs all checks. `records`: the topic, where it can be reached.
 ///
 /// # Errors
@@ -189,6 +239,7 @@ pub async fn run(
             ..Report::default()
         },
         tally: Tally::default(),
+        unreadable: BTreeSet::new(),
     };
     if let Some(books) = run.books {
         run.report.findings.absorb(books.findings.clone());
@@ -208,8 +259,38 @@ pub async fn run(
     if let (Some(silver), Some(gold)) = (&pins.silver, &pins.gold) {
         run.gold(silver, gold).await?;
     }
+    if let Some(pinned) = &pins.silver
+        && silver
+        && !run.unreadable.contains(&Layer::Silver)
+    {
+        run.accuracy(pinned).await?;
+    }
+    for (pinned, layer) in [(&pins.silver, Layer::Silver), (&pins.gold, Layer::Gold)] {
+        let Some(pinned) = pinned else { continue };
+        if options.layers.contains(&layer) && !run.unreadable.contains(&layer) {
+            run.outputs(pinned, layer).await?;
+        }
+    }
+    if records.is_none() {
+        let causes = crate::outputs::CAUSES.map(str::to_owned);
+        run.report.unchecked_causes.extend(causes);
+    }
     let mut report = run.report;
     report.measured = run.tally.judge(&options.validators);
+    for (name, is) in ACCURACIES {
+        // What was not measured may still be so.
+        if !report.measured.iter().any(|m| is(&m.rule.measure)) {
+            report.unchecked_causes.insert(name.to_owned());
+        }
+    }
+    for rule in &options.validators {
+        let known = report.measured.iter().any(|m| m.rule == *rule)
+            || report.unmeasured.iter().any(|(r, _)| r == rule);
+        if !known {
+            let why = "nothing of what was checked bears on it".to_owned();
+            report.unmeasured.push((rule.clone(), why));
+        }
+    }
     let date = options.dates.map(|(from, _)| from);
     crate::rules::broken(&report.measured, date, &mut report.findings);
     Ok(report)

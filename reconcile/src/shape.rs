@@ -4,6 +4,7 @@
 use arrow::datatypes::{DataType, TimeUnit};
 
 use finlake_lakehouse::{FileTask, Filter, Lakehouse, Pinned};
+use finlake_schemas::Kind;
 use iceberg::spec::Schema;
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::file::metadata::ParquetMetaDataReader;
@@ -94,29 +95,11 @@ pub async fn check(
 
     if let Some(text) = registered {
         match drift::avro(text) {
-            Some(fields) => {
-                // Only what both can hold: the table has columns of its own, a record has lists.
-                let shared: Vec<Column> = fields
-                    .into_iter()
-                    .filter(|f| !["windows", "commit"].contains(&f.name.as_str()))
-                    .collect();
-                let by_name: Vec<Column> = table
-                    .iter()
-                    .map(|c| Column {
-                        id: None,
-                        ..c.clone()
-                    })
-                    .collect();
-                if readable {
-                    drift::columns(
-                        between("registry", "registered schema"),
-                        &shared,
-                        &by_name,
-                        false,
-                        out,
-                    );
-                }
+            Some(fields) if readable => {
+                let between = between("registry", "registered schema and table");
+                drift::registered(between, &fields, &ours(layer), &table, out);
             }
+            Some(_) => {}
             None => unchecked.push(format!(
                 "{name}: the registered schema is not an Avro record"
             )),
@@ -137,6 +120,16 @@ pub async fn check(
         }
     }
     Ok((readable, unchecked))
+}
+
+/// The fields that this version writes into the layer's topic.
+fn ours(layer: Layer) -> Vec<Column> {
+    let kind = match layer {
+        Layer::Gold => Kind::Metrics,
+        Layer::Silver => Kind::Bar,
+        _ => Kind::Tick,
+    };
+    drift::avro(kind.newest()).unwrap_or_default()
 }
 
 /// A file holds the columns that the table had when it was written: one that an older schema has

@@ -1,33 +1,34 @@
 //! `finlake reconcile`: the tables against the ledger, the layer below, and the topic.
 
-use std::cell::{Cell, RefCell};
+mod metrics;
+mod retained;
+mod source;
+
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use arrow::array::AsArray;
 use arrow::datatypes::Int32Type;
-use finlake_devkafka::DevKafka;
-use finlake_lakehouse::tables::TableDef;
-use finlake_lakehouse::{BronzeRows, Lakehouse, Pinned, RecordAt, Scan, Table};
+use finlake_lakehouse::{Lakehouse, Pinned, Scan, Table};
 use finlake_market::{Interval, Intervals};
-use finlake_reconcile::columns::Bronze;
+use finlake_reconcile::rules::Measure;
 use finlake_reconcile::run::{self as checks, Watch};
-use finlake_reconcile::trades::{Names, Rules};
-use finlake_reconcile::{Books, Layer, Options, Pins, Records, Report, Scope, changes, rules};
-use finlake_schemas::registry::Subject;
-use finlake_schemas::{Codec, Kind as Schema, keys, topics};
+use finlake_reconcile::trades::Rules;
+use finlake_reconcile::{Layer, Options, Pins, Records, Report, Scope, changes, rules};
+use finlake_schemas::keys;
 use futures::TryStreamExt;
-use rdkafka::Message;
 use tokio::runtime::Runtime;
 
+use self::retained::Retained;
+use self::source::Source;
 use super::{DIFFERS, SAME, printer};
 use crate::audit::{Known, Publisher};
 use crate::cli::{Global, ReconcileArgs, ReconcileLayer};
 use crate::config::Config;
-use crate::kafka::{Topic, reachable};
 use crate::output::{Kind, Progress, format_instant, remark};
-use crate::parts::{self, micros};
+use crate::parts::micros;
 
 /// Exit code: could not check.
 const UNCHECKED: u8 = 2;
@@ -82,10 +83,19 @@ pub fn run(global: &Global, config: &Config, args: &ReconcileArgs) -> Result<u8>
     let runtime = Runtime::new()?;
     let lake = runtime.block_on(super::existing_lake(config))?;
     let mut options = options(config, args)?;
-    let source = Source::open(global, config, args)?;
+    let mut unread = Vec::new();
+    let source = match Source::open(global, config, args)? {
+        Ok(source) => source,
+        Err(why) => {
+            unread.push(why);
+            None
+        }
+    };
     let config = source.as_ref().map_or(config, |s| &s.config);
     if let Some(source) = &source {
-        options.registered = source.registered();
+        let (schemas, missing) = source.registered();
+        options.registered = schemas;
+        unread.extend(missing);
     }
 
     let tag = format!("finlake-reconcile-{}-{}", now() / 1000, std::process::id());
@@ -112,18 +122,17 @@ pub fn run(global: &Global, config: &Config, args: &ReconcileArgs) -> Result<u8>
     }
     let outcome = compare(
         global,
-        config,
         &lake,
         &pins,
         &options,
         source.as_ref(),
-        args,
+        &mut unread,
         &runtime,
     );
     if let Err(e) = runtime.block_on(pins.release()) {
         tracing::warn!("the tag {tag} was left behind ({e}); a later run removes it");
     }
-    let (mut report, unread) = outcome?;
+    let mut report = outcome?;
     report.unchecked.extend(unread);
 
     if let (Some(source), false) = (&source, args.report_only) {
@@ -133,6 +142,9 @@ pub fn run(global: &Global, config: &Config, args: &ReconcileArgs) -> Result<u8>
                 .unchecked
                 .push(format!("breaks were not written: {e:#}")),
         }
+    }
+    if let Some(path) = &args.metrics {
+        metrics::write(&report, now(), path)?;
     }
     print(global, &report)?;
     Ok(match report.exit_code() {
@@ -155,36 +167,23 @@ async fn intervals(silver: &Pinned) -> Result<Vec<Interval>> {
     Ok(names.iter().map(|n| n.parse()).collect::<Result<_, _>>()?)
 }
 
-#[allow(clippy::too_many_arguments)]
 fn compare(
     global: &Global,
-    config: &Config,
     lake: &Lakehouse,
     pins: &Pins,
     options: &Options,
     source: Option<&Source>,
-    args: &ReconcileArgs,
+    unread: &mut Vec<String>,
     runtime: &Runtime,
-) -> Result<(Report, Vec<String>)> {
-    let mut unread = Vec::new();
+) -> Result<Report> {
     let books = match source.map(|s| s.books(global)) {
         Some(Ok(books)) => Some(books),
         Some(Err(e)) => {
             unread.push(format!("the ledger was not read: {e:#}"));
             None
         }
-        None => {
-            unread.push(format!(
-                "Kafka at {} does not answer: the ledger and the topics were not compared \
-                 (--no-kafka says that this is intended)",
-                config.kafka.bootstrap_servers
-            ));
-            None
-        }
+        None => None,
     };
-    if args.no_kafka {
-        unread.clear();
-    }
     let progress = Progress::new(global.quiet, "comparing", "rows", None);
     let bar = Bar {
         progress: &progress,
@@ -192,13 +191,8 @@ fn compare(
         done: Cell::new(0),
         said: Cell::new(0),
     };
-    let topic = source.map(|source| TicksTopic {
-        source,
-        rules: &options.market,
-        def: lake.def(Table::Ticks),
-        read: RefCell::default(),
-    });
-    let records = topic.as_ref().map(|t| t as &dyn Records);
+    let retained = source.map(|source| Retained::new(source, &options.market, lake));
+    let records = retained.as_ref().map(|r| r as &dyn Records);
     let report = runtime.block_on(checks::run(
         lake,
         pins,
@@ -208,7 +202,7 @@ fn compare(
         &bar,
     ));
     progress.done();
-    Ok((report.context("the tables could not be read")?, unread))
+    report.context("the tables could not be read")
 }
 
 /// A bar on a terminal, a line now and then elsewhere.
@@ -232,193 +226,6 @@ impl Watch for Bar<'_> {
                 &format!("{what}: {} of {of} rows", self.done.get()),
             );
         }
-    }
-}
-
-/// Kafka and the registry, as they can be reached.
-struct Source {
-    config: Config,
-    codec: Codec,
-    /// The folder of an embedded broker that nobody else runs.
-    _broker: Option<DevKafka>,
-}
-
-impl Source {
-    /// The configured cluster; where it does not answer and the data folder holds an embedded
-    /// broker's topics, that broker, for the time of the run.
-    fn open(global: &Global, config: &Config, args: &ReconcileArgs) -> Result<Option<Source>> {
-        if args.no_kafka {
-            return Ok(None);
-        }
-        if !config.data.kafka().is_dir() && !reachable(config) {
-            return Ok(None);
-        }
-        let (config, broker) = match super::reached(global, config.clone()) {
-            Ok(reached) => reached,
-            Err(e) => {
-                tracing::warn!("{e:#}");
-                return Ok(None);
-            }
-        };
-        let mut registry = parts::registry(&config);
-        // A check must not change the registry.
-        registry.register = false;
-        let codec = Codec::connect(registry, &Subject::all())
-            .with_context(|| format!("schema registry {}", config.registry.url))?;
-        Ok(Some(Source {
-            config,
-            codec,
-            _broker: broker,
-        }))
-    }
-
-    /// The schemas that this version writes are the registered ones: `Codec::connect` made sure.
-    fn registered(&self) -> BTreeMap<Layer, String> {
-        BTreeMap::from([
-            (Layer::Bronze, Schema::Tick.newest().to_owned()),
-            (Layer::Silver, Schema::Bar.newest().to_owned()),
-            (Layer::Gold, Schema::Metrics.newest().to_owned()),
-        ])
-    }
-
-    fn books(&self, global: &Global) -> Result<Books> {
-        let topic = Topic::open(&self.config, topics::LEDGER)?;
-        let bounds = topic.bounds()?;
-        if bounds.is_empty() {
-            bail!("there is no topic {}", topics::LEDGER);
-        }
-        let total: i64 = bounds.values().map(|(a, b)| b - a).sum();
-        let progress = Progress::new(
-            global.quiet,
-            "reading the ledger",
-            "records",
-            u64::try_from(total).ok(),
-        );
-        let mut books = Books::default();
-        topic.read(&bounds, |message| {
-            let value = message.payload().unwrap_or_default();
-            self.resolve(value)?;
-            let entry = self.codec.decode_ledger(value).with_context(|| {
-                format!(
-                    "{}/{}:{}",
-                    topics::LEDGER,
-                    message.partition(),
-                    message.offset()
-                )
-            })?;
-            books.push(&entry, value);
-            progress.add(1);
-            Ok(true)
-        })?;
-        progress.done();
-        Ok(books)
-    }
-
-    fn resolve(&self, value: &[u8]) -> Result<()> {
-        if let Some(id) = finlake_schemas::schema_id(value)
-            && !self.codec.knows(id)
-        {
-            // If nobody knows it, decoding says so.
-            self.codec.resolve(id)?;
-        }
-        Ok(())
-    }
-}
-
-/// `market.ticks` as content hashes, made by the same code as Bronze's.
-struct TicksTopic<'a> {
-    source: &'a Source,
-    rules: &'a Rules,
-    def: TableDef,
-    /// Partitions that were read whole: first offset, and the records in order.
-    read: RefCell<BTreeMap<i32, Hashes>>,
-}
-
-/// First offset that the topic still has; offset and content hash of its records, ascending.
-type Hashes = (i64, Vec<(i64, u128)>);
-
-/// A partition with at most this many retained records is read once and kept (32 bytes each); of a
-/// larger one each range is read when it is asked for.
-const KEPT: i64 = 20_000_000;
-
-/// Records decoded at a time.
-const CHUNK: usize = 50_000;
-
-impl TicksTopic<'_> {
-    fn hashes(&self, partition: i32, from: i64, to: i64) -> Result<Hashes> {
-        if let Some((low, all)) = self.read.borrow().get(&partition) {
-            let (a, b) = (
-                all.partition_point(|r| r.0 < from),
-                all.partition_point(|r| r.0 < to),
-            );
-            return Ok((*low, all[a..b.max(a)].to_vec()));
-        }
-        let topic = Topic::open(&self.source.config, topics::TICKS)?;
-        let bounds = topic.bounds()?;
-        let (low, high) = bounds.get(&partition).copied().unwrap_or((0, 0));
-        if high - low > KEPT {
-            return self.range(&topic, partition, low, (from.max(low), to.min(high)));
-        }
-        let all = self.range(&topic, partition, low, (low, high))?;
-        self.read.borrow_mut().insert(partition, all);
-        self.hashes(partition, from, to)
-    }
-
-    fn range(&self, topic: &Topic, partition: i32, low: i64, range: (i64, i64)) -> Result<Hashes> {
-        let mut out = Vec::new();
-        let mut rows = BronzeRows::new(topics::TICKS, partition);
-        topic.read(&BTreeMap::from([(partition, range)]), |message| {
-            let value = message.payload().unwrap_or_default();
-            self.source.resolve(value)?;
-            let at = RecordAt {
-                offset: message.offset(),
-                timestamp: message
-                    .timestamp()
-                    .to_millis()
-                    .unwrap_or(-1)
-                    .saturating_mul(1000),
-                key: message.key(),
-                schema_id: finlake_schemas::schema_id(value),
-                commit: 0,
-                sys_from: 0,
-            };
-            match self.source.codec.decode_tick(value) {
-                Ok(tick) => rows.push_tick(&at, &tick, value),
-                Err(_) => rows.push_raw(&at, value),
-            }
-            if rows.len() >= CHUNK {
-                let full = std::mem::replace(&mut rows, BronzeRows::new(topics::TICKS, partition));
-                self.hash(full, partition, &mut out)?;
-            }
-            Ok(true)
-        })?;
-        self.hash(rows, partition, &mut out)?;
-        Ok((low, out))
-    }
-
-    fn hash(&self, rows: BronzeRows, partition: i32, out: &mut Vec<(i64, u128)>) -> Result<()> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let batch = rows.finish(&self.def)?;
-        let p = usize::try_from(partition)?;
-        let mut bronze = Bronze::new(p + 1);
-        bronze.take(
-            &batch,
-            self.rules,
-            &mut Names::default(),
-            &|_| i64::MAX,
-            true,
-        )?;
-        out.append(&mut bronze.hashes[p]);
-        Ok(())
-    }
-}
-
-impl Records for TicksTopic<'_> {
-    fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<Hashes, String> {
-        self.hashes(partition, from, to)
-            .map_err(|e| format!("{}/{partition} was not compared: {e:#}", topics::TICKS))
     }
 }
 
@@ -508,14 +315,24 @@ fn print(global: &Global, report: &Report) -> Result<()> {
                 "rule": m.rule.measure.to_string(),
                 "limit": m.rule.limit,
                 "value": m.value,
+                "of": m.of,
                 "passed": !m.is_broken(),
             })
         })
+        .chain(report.unmeasured.iter().map(|(rule, why)| {
+            serde_json::json!({
+                "rule": rule.measure.to_string(),
+                "limit": rule.limit,
+                "value": null,
+                "not_measured": why,
+            })
+        }))
         .collect();
     out.finish(&[
         ("breaks", report.findings.total().into()),
         ("compared_rows", rows.into()),
         ("validators", validators.into()),
+        ("notes", report.notes.clone().into()),
         ("unchecked", report.unchecked.clone().into()),
     ])?;
     for (layer, n) in &report.rows {
@@ -530,8 +347,8 @@ fn print(global: &Global, report: &Report) -> Result<()> {
     for m in &report.measured {
         let mark = if m.is_broken() { "FAILED" } else { "passed" };
         let text = format!(
-            "{} = {} (at most {}): {mark}",
-            m.rule.measure, m.value, m.rule.limit
+            "{} = {} (at most {}): {mark}, of {}",
+            m.rule.measure, m.value, m.rule.limit, m.of
         );
         remark(global.quiet, &text);
     }
@@ -540,6 +357,18 @@ fn print(global: &Global, report: &Report) -> Result<()> {
             global.quiet,
             &format!("{n} {} {}", severity.as_str(), kind.as_str()),
         );
+    }
+    for (rule, why) in &report.unmeasured {
+        // Who asks for accuracy wants to know that there was none to be had.
+        let asked = matches!(
+            rule.measure,
+            Measure::KlineAccuracy(_) | Measure::VendorAccuracy(_)
+        );
+        let text = format!("{}: NOT MEASURED: {why}", rule.measure);
+        remark(global.quiet && !asked, &text);
+    }
+    for note in &report.notes {
+        remark(false, note);
     }
     for why in &report.unchecked {
         remark(false, &format!("could not check: {why}"));

@@ -305,7 +305,8 @@ pub const KEYS: &[Key] = &[
         finlake_reconcile::rules::DEFAULT,
         "Validators that `finlake reconcile` measures, each with the greatest value that is fine: \
          id_gaps (missing trade ids per million), ohlc_order, volume_sum:INTERVAL, current_unique \
-         (counts), missing_bars:INTERVAL, null_rate:COLUMN (shares).",
+         (counts), missing_bars:INTERVAL, null_rate:COLUMN (shares), kline_accuracy:INTERVAL, \
+         vendor_accuracy:INTERVAL (shares of bars that are more than 0.01 % off).",
     ),
     // lake
     key(

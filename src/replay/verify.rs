@@ -9,14 +9,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, RecordBatch, TimestampMicrosecondArray,
-};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use finlake_lakehouse::{Filter, Lakehouse, OPEN_END, Pinned, Position, Scan, Table};
-use finlake_schemas::{hash128, topics};
+use finlake_schemas::topics;
 use futures::TryStreamExt;
 use tokio::runtime::Handle;
 
@@ -195,52 +193,11 @@ fn text(batch: &RecordBatch, row: usize) -> Result<String> {
     Ok(line)
 }
 
-/// One hash per row over all columns: names, whether it is null, bytes.
+/// One hash per row over all columns.
 fn hashes(batch: &RecordBatch) -> Result<Vec<u128>> {
-    let n = batch.num_rows();
-    let mut rows = vec![0u128; n];
-    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
-        let name = field.name().as_bytes();
-        let mut each = |i: usize, bytes: &[u8]| {
-            if column.is_valid(i) {
-                let mixed = hash128(name, bytes);
-                // Order of columns is fixed, so a rotation keeps equal cells of two columns apart.
-                rows[i] = rows[i].rotate_left(7) ^ mixed;
-            } else {
-                rows[i] = rows[i].rotate_left(7);
-            }
-        };
-        let data = column.to_data();
-        match column.data_type() {
-            t if t.primitive_width().is_some() => {
-                let width = t.primitive_width().unwrap_or(1);
-                let bytes = &data.buffers()[0].as_slice()[data.offset() * width..];
-                for i in 0..n {
-                    each(i, &bytes[i * width..(i + 1) * width]);
-                }
-            }
-            arrow::datatypes::DataType::Utf8 => {
-                let texts = column.as_string::<i32>();
-                for i in 0..n {
-                    each(i, texts.value(i).as_bytes());
-                }
-            }
-            arrow::datatypes::DataType::Binary => {
-                let bytes = column.as_binary::<i32>();
-                for i in 0..n {
-                    each(i, bytes.value(i));
-                }
-            }
-            arrow::datatypes::DataType::Boolean => {
-                let flags = column.as_boolean();
-                for i in 0..n {
-                    each(i, &[u8::from(flags.value(i))]);
-                }
-            }
-            other => anyhow::bail!("column {} has type {other}", field.name()),
-        }
-    }
-    Ok(rows)
+    let schema = batch.schema();
+    let columns = schema.fields().iter().map(|f| f.name().as_str());
+    Ok(finlake_reconcile::hashes::rows(batch, columns)?)
 }
 
 fn ints(batch: &RecordBatch) -> Result<&arrow::array::PrimitiveArray<Int32Type>> {

@@ -1,7 +1,9 @@
 //! The layers of one run. Input is read in spans of whole days that no bar straddles, so memory
 //! holds the rows of one span, whatever the table's size.
 
+mod accuracy;
 mod finish;
+mod outputs;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +40,8 @@ pub(super) struct Run<'a> {
     pub watch: &'a dyn Watch,
     pub report: Report,
     pub tally: Tally,
+    /// Layers whose schema drifted: their rows are not compared.
+    pub unreadable: BTreeSet<Layer>,
 }
 
 /// What goes through all spans.
@@ -85,6 +89,7 @@ impl Run<'_> {
         let (readable, unchecked) = checked?;
         self.report.unchecked.extend(unchecked);
         if !readable {
+            self.unreadable.insert(layer);
             self.cannot(format!(
                 "the rows of {} were not compared, since its schema drifted",
                 pinned.table()

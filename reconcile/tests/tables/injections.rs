@@ -15,10 +15,11 @@ use futures::TryStreamExt;
 use iceberg::spec::PrimitiveType;
 
 use crate::market::{Made, Rng, SOURCE, Spec, make, options};
+use crate::topic::Pristine;
 
-const ALL: [Layer; 3] = [Layer::Bronze, Layer::Silver, Layer::Gold];
+pub const ALL: [Layer; 3] = [Layer::Bronze, Layer::Silver, Layer::Gold];
 
-fn spec(seed: u64) -> Spec {
+pub fn spec(seed: u64) -> Spec {
     Spec {
         partitions: 2,
         symbols: 2,
@@ -30,7 +31,7 @@ fn spec(seed: u64) -> Spec {
     }
 }
 
-async fn reconcile(
+pub async fn reconcile(
     lake: &Lakehouse,
     options: &Options,
     books: Option<&Books>,
@@ -47,7 +48,7 @@ async fn reconcile(
     report
 }
 
-fn show(report: &Report) -> String {
+pub fn show(report: &Report) -> String {
     let lines: Vec<String> = report
         .findings
         .list()
@@ -92,14 +93,14 @@ async fn clean_tables_are_clean() {
 }
 
 /// Damages one file at random, runs `check`, and puts the file back.
-struct Damage<'a> {
-    made: &'a Made,
-    rng: Rng,
+pub struct Damage<'a> {
+    pub made: &'a Made,
+    pub rng: Rng,
 }
 
 impl Damage<'_> {
     /// A random file of a table that has at least two rows.
-    async fn file(&mut self, table: Table) -> (String, RecordBatch) {
+    pub async fn file(&mut self, table: Table) -> (String, RecordBatch) {
         loop {
             let pinned = self.made.lake.snapshot(table).await.unwrap();
             let files = pinned.files(&Filter::all()).await.unwrap();
@@ -119,7 +120,7 @@ impl Damage<'_> {
         }
     }
 
-    async fn with(
+    pub async fn with(
         &mut self,
         table: Table,
         path: &str,
@@ -155,7 +156,7 @@ fn text(batch: &RecordBatch, column: &str, row: usize) -> String {
         .to_owned()
 }
 
-fn long(batch: &RecordBatch, column: &str, row: usize) -> i64 {
+pub fn long(batch: &RecordBatch, column: &str, row: usize) -> i64 {
     let array = arrow::compute::cast(
         batch.column_by_name(column).unwrap(),
         &arrow::datatypes::DataType::Int64,
@@ -164,7 +165,7 @@ fn long(batch: &RecordBatch, column: &str, row: usize) -> i64 {
     array.as_primitive::<Int64Type>().value(row)
 }
 
-fn key(table: Table, batch: &RecordBatch, row: usize) -> String {
+pub fn key(table: Table, batch: &RecordBatch, row: usize) -> String {
     let mut out = Vec::new();
     let symbol = text(batch, "symbol", row);
     if table == Table::Ohlcv {
@@ -189,12 +190,12 @@ fn key(table: Table, batch: &RecordBatch, row: usize) -> String {
     String::from_utf8(out).unwrap()
 }
 
-fn keep(batch: &RecordBatch, f: impl Fn(usize) -> bool) -> RecordBatch {
+pub fn keep(batch: &RecordBatch, f: impl Fn(usize) -> bool) -> RecordBatch {
     let mask: BooleanArray = (0..batch.num_rows()).map(|n| Some(f(n))).collect();
     filter_record_batch(batch, &mask).unwrap()
 }
 
-fn found<'a>(report: &'a Report, kind: BreakKind, key: &str) -> Option<&'a Finding> {
+pub fn found<'a>(report: &'a Report, kind: BreakKind, key: &str) -> Option<&'a Finding> {
     report
         .findings
         .list()
@@ -303,7 +304,7 @@ async fn duplicate(d: &mut Damage<'_>, n: usize) {
     assert_eq!(bars.count(), 0, "{}", show(&report));
 }
 
-fn scaled(batch: &RecordBatch, column: &str, row: usize, millionths: i128) -> RecordBatch {
+pub fn scaled(batch: &RecordBatch, column: &str, row: usize, millionths: i128) -> RecordBatch {
     let at = batch.schema().index_of(column).unwrap();
     let before = batch.column(at).as_primitive::<Decimal128Type>();
     let values: Vec<Option<i128>> = (0..batch.num_rows())
@@ -361,10 +362,11 @@ async fn drift(d: &mut Damage<'_>, n: usize, topic: &Pristine) {
     let wanted = key(table, &all, row);
     let changed = scaled(&all, column, row, millionths);
     let report = d.with(table, &path, changed, all, None).await;
-    let drifts =
-        report.findings.list().iter().filter(|f| {
-            f.kind == BreakKind::ValueDrift && f.key == wanted && f.cause.contains(column)
-        });
+    let drifts = report.findings.list().iter().filter(|f| {
+        f.kind == BreakKind::ValueDrift && f.key == wanted && f.cause.contains(column)
+                // The validator may name the same bar.
+                && f.cause != "volume_sum"
+    });
     let severities: Vec<Severity> = drifts.map(|f| f.severity).collect();
     assert_eq!(
         severities,
@@ -372,44 +374,6 @@ async fn drift(d: &mut Damage<'_>, n: usize, topic: &Pristine) {
         "{wanted} {column}\n{}",
         show(&report)
     );
-}
-
-/// The topic as it was: content hashes of the undamaged table.
-struct Pristine(Vec<Vec<(i64, u128)>>);
-
-impl Records for Pristine {
-    fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<(i64, Vec<(i64, u128)>), String> {
-        let all = &self.0[partition as usize];
-        Ok((
-            0,
-            all.iter()
-                .copied()
-                .filter(|r| (from..to).contains(&r.0))
-                .collect(),
-        ))
-    }
-}
-
-async fn pristine(made: &Made) -> Pristine {
-    use finlake_reconcile::columns::{Bronze, TICKS};
-    let pinned = made.lake.snapshot(Table::Ticks).await.unwrap();
-    let mut out = Bronze::new(2);
-    let mut names = finlake_reconcile::trades::Names::default();
-    let mut batches = pinned
-        .scan(&Scan::columns(TICKS).dictionaries())
-        .await
-        .unwrap();
-    while let Some(b) = batches.try_next().await.unwrap() {
-        out.take(
-            &b.batch,
-            &crate::market::market(),
-            &mut names,
-            &|_| i64::MAX,
-            true,
-        )
-        .unwrap();
-    }
-    Pristine(out.hashes)
 }
 
 /// Columns that partitions are made of: dropping them makes the table unreadable for everyone.
@@ -481,7 +445,7 @@ async fn schema(n: usize, rng: &mut Rng) {
 async fn all(each: usize) {
     let dir = tempfile::tempdir().unwrap();
     let made = make(dir.path(), &spec(11)).await;
-    let topic = pristine(&made).await;
+    let topic = Pristine::of(&made).await;
     let mut d = Damage {
         made: &made,
         rng: Rng(each as u64),

@@ -1,4 +1,7 @@
 //! Reconciliation of real tables, written by the lakehouse into a temp dir, clean and damaged.
 
+mod accuracy;
 mod injections;
 mod market;
+mod outputs;
+mod topic;

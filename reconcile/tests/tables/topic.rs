@@ -1,0 +1,108 @@
+//! The topics as they were: records of the undamaged tables.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::compute::{filter_record_batch, sort_to_indices, take_record_batch};
+use arrow::datatypes::Int64Type;
+use finlake_lakehouse::{Filter, Scan, Table};
+use finlake_reconcile::columns::{Bronze, TICKS};
+use finlake_reconcile::{Records, Stretch};
+use finlake_schemas::Kline;
+use futures::TryStreamExt;
+
+use crate::market::{Made, market};
+
+pub struct Pristine {
+    ticks: Vec<Vec<(i64, u128)>>,
+    /// Records of Silver and Gold by partition, in offset order.
+    written: BTreeMap<(String, i32), RecordBatch>,
+    /// First offset retained of the output topics.
+    pub first: i64,
+    pub klines: Vec<Kline<'static>>,
+}
+
+impl Pristine {
+    pub async fn of(made: &Made) -> Pristine {
+        let pinned = made.lake.snapshot(Table::Ticks).await.unwrap();
+        let mut out = Bronze::new(2);
+        let mut names = finlake_reconcile::trades::Names::default();
+        let mut batches = pinned
+            .scan(&Scan::columns(TICKS).dictionaries())
+            .await
+            .unwrap();
+        while let Some(b) = batches.try_next().await.unwrap() {
+            out.take(&b.batch, &market(), &mut names, &|_| i64::MAX, true)
+                .unwrap();
+        }
+        let mut written = BTreeMap::new();
+        for table in [Table::Ohlcv, Table::Metrics] {
+            let pinned = made.lake.snapshot(table).await.unwrap();
+            for p in 0..2 {
+                let scan = Scan::default().filter(Filter::all().partition(p));
+                let rows = pinned.collect(&scan).await.unwrap();
+                let offsets = rows.column_by_name("kafka_offset").unwrap();
+                let order = sort_to_indices(offsets, None, None).unwrap();
+                let rows = take_record_batch(&rows, &order).unwrap();
+                written.insert((table.to_string(), p), rows);
+            }
+        }
+        Pristine {
+            ticks: out.hashes,
+            written,
+            first: 0,
+            klines: Vec::new(),
+        }
+    }
+}
+
+pub fn offsets(batch: &RecordBatch) -> Vec<i64> {
+    let column = batch.column_by_name("kafka_offset").unwrap();
+    column.as_primitive::<Int64Type>().values().to_vec()
+}
+
+impl Records for Pristine {
+    fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<(i64, Vec<(i64, u128)>), String> {
+        let all = self.ticks[partition as usize].iter().copied();
+        Ok((0, all.filter(|r| (from..to).contains(&r.0)).collect()))
+    }
+
+    fn written(
+        &self,
+        table: Table,
+        partition: i32,
+        range: (i64, i64),
+        take: &mut dyn FnMut(&RecordBatch) -> Result<bool, String>,
+    ) -> Result<Stretch, String> {
+        let all = &self.written[&(table.to_string(), partition)];
+        let wanted = |o: &i64| *o >= self.first && (range.0..range.1).contains(o);
+        let mask: BooleanArray = offsets(all).iter().map(|o| Some(wanted(o))).collect();
+        let rows = filter_record_batch(all, &mask).unwrap();
+        let mut next = range.0.max(self.first);
+        for at in (0..rows.num_rows()).step_by(97) {
+            let piece = rows.slice(at, 97.min(rows.num_rows() - at));
+            next = offsets(&piece).last().unwrap() + 1;
+            if !take(&piece)? {
+                break;
+            }
+        }
+        Ok(Stretch {
+            first: self.first,
+            next,
+        })
+    }
+
+    /// Several ranges, so that their edges are looked at.
+    fn at_a_time(&self) -> usize {
+        150
+    }
+
+    fn klines(&self, take: &mut dyn FnMut(&Kline<'_>) -> bool) -> Result<(), String> {
+        for kline in &self.klines {
+            if !take(kline) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
