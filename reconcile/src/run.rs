@@ -208,8 +208,10 @@ pub fn behind(below: &Pinned, above: &Pinned) -> Option<(i32, i64, i64)> {
     above.watermarks().positions.iter().find_map(of)
 }
 
+type IsOf = fn(&Measure) -> bool;
+
 /// First part of a cause, and the rules that give it.
-const ACCURACIES: [(&str, fn(&Measure) -> bool); 2] = [
+const ACCURACIES: [(&str, IsOf); 2] = [
     ("kline_accuracy", |m| matches!(m, Measure::KlineAccuracy(_))),
     ("vendor_accuracy", |m| {
         matches!(m, Measure::VendorAccuracy(_))

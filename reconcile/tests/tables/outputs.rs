@@ -93,7 +93,7 @@ async fn one(d: &mut Damage<'_>, n: usize, topic: &Pristine) {
         (text.contains(topics[n % 2]) || text.contains("topic")) && !text.contains("computed so")
     });
     assert_eq!(told.count(), 1, "{n}: {said:#?}");
-    if n / 2 % 5 == 0 {
+    if (n / 2).is_multiple_of(5) {
         assert_eq!(said.len(), 1, "one changed value is one break: {said:#?}");
         assert_eq!(said[0].severity, Severity::Material);
     }
