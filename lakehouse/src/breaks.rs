@@ -14,7 +14,8 @@
 //! Bi-temporal, by the rules of every table: a record asserts its break from the time it was first
 //! known on (`valid_from`, the same for all versions); it closes the open version and opens its
 //! own, so `resolved` closes `opened`. A record that says what the open version says is no new
-//! version. System time is the record's, raised where needed so that it grows within a partition.
+//! version, nor is one that comes out of turn ([`follows`]): two runs that found the same thing at
+//! the same time open it once. System time is the record's, raised where needed so that it grows within a partition.
 //! Open breaks are `is_current AND status <> 'resolved'`.
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, HashMap};
 use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type};
-use finlake_schemas::{Break, hash128, keys};
+use finlake_schemas::{Break, BreakStatus, hash128, keys};
 
 use crate::batch::{Outcome, PartitionBatch, Rows, SinkBatch};
 use crate::error::{LakeError, Result};
@@ -46,11 +47,23 @@ pub struct BreakBatch {
     pub records: Vec<(i64, Break)>,
 }
 
+/// Whether a record makes a version after what is known of its break (`None`: nothing). What is
+/// open is not opened again, or a run that did not know would undo an explanation; what is
+/// resolved can only be opened.
+pub fn follows(before: Option<BreakStatus>, next: BreakStatus) -> bool {
+    match before {
+        None => true,
+        Some(BreakStatus::Resolved) => next == BreakStatus::Opened,
+        Some(_) => next != BreakStatus::Opened,
+    }
+}
+
 /// The open version of a break.
 #[derive(Debug, Clone, Copy)]
 struct Open {
     sys_from: i64,
     valid_from: i64,
+    status: BreakStatus,
     /// Of what it says.
     content: u128,
 }
@@ -177,6 +190,7 @@ impl BreaksSink {
                 Ok(longs.as_primitive::<Int64Type>().values().to_vec())
             };
             let ids = text("break_id")?;
+            let statuses = text("status")?;
             let (sys_from, valid_from) = (time("sys_from")?, time("valid_from")?);
             let mut columns = Vec::with_capacity(CONTENT.len());
             for name in CONTENT {
@@ -190,6 +204,12 @@ impl BreaksSink {
                 let one = Open {
                     sys_from: sys_from[row],
                     valid_from: valid_from[row],
+                    status: BreakStatus::from_symbol(statuses.value(row)).ok_or_else(|| {
+                        LakeError::Internal(format!(
+                            "quality.breaks holds a status {:?}",
+                            statuses.value(row)
+                        ))
+                    })?,
                     content: content(cells),
                 };
                 if open.insert(ids.value(row).as_bytes().into(), one).is_some() {
@@ -278,7 +298,8 @@ impl BreaksSink {
             let key: Box<[u8]> = key.into();
             let open = changed.get(&key).or_else(|| known.get(&key)).copied();
             let says = content_of(b);
-            if open.is_some_and(|o| o.content == says) {
+            let status = open.map(|o| o.status);
+            if open.is_some_and(|o| o.content == says) || !follows(status, b.status) {
                 continue;
             }
             clock = b.system_time.max(clock + 1);
@@ -293,6 +314,7 @@ impl BreaksSink {
             let one = Open {
                 sys_from: clock,
                 valid_from,
+                status: b.status,
                 content: says,
             };
             if changed.insert(key.clone(), one).is_none() {

@@ -37,7 +37,7 @@ pub mod tables;
 pub mod writer;
 
 pub use batch::{Outcome, PartitionBatch, Rows, SinkBatch};
-pub use breaks::{BreakBatch, BreaksSink};
+pub use breaks::{BreakBatch, BreaksSink, follows};
 pub use error::{LakeError, Result};
 pub use lake::{Catalog, HotRule, LakeConfig, Lakehouse, Upkeep};
 pub use plan::Cut;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use finlake_schemas::{BreakKind, LedgerEntry};
 
-use crate::findings::{Finding, Findings, Layer};
+use crate::findings::{Finding, Findings, Layer, TOTAL};
 
 /// Where rows of a commit come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ pub fn totals(
             of.layer,
             of.table,
             of.table,
-            format!("INV-13:total:{}", actual - expected),
+            format!("{TOTAL}{}", actual - expected),
         )
         .expected(format!("{expected} rows"))
         .actual(format!("{actual} rows in snapshot {snapshot}"))

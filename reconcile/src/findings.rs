@@ -11,6 +11,9 @@ use finlake_schemas::{Break, BreakKind, BreakStatus, Severity, keys};
 /// Beyond this relative difference a drift is material: 0.01 %.
 pub const MATERIAL: f64 = 1e-4;
 
+/// How the causes of breaks begin that tell a table's row count from the ledger's totals.
+pub const TOTAL: &str = "INV-13:total:";
+
 /// Where something is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Layer {
@@ -160,11 +163,13 @@ impl Finding {
 }
 
 /// Findings in the order in which they were made, each once, and no more than a person can use:
-/// beyond the limit they are only counted.
+/// beyond the limit they are only counted. The limit holds for each class (kind, layer and what
+/// the cause begins with) by itself, so that thousands of one do not hide the few of another.
 #[derive(Debug, Clone)]
 pub struct Findings {
     list: Vec<Finding>,
     known: BTreeSet<[u8; 16]>,
+    listed: BTreeMap<(BreakKind, Layer, String), usize>,
     counts: BTreeMap<(BreakKind, Severity), u64>,
     limit: usize,
 }
@@ -176,11 +181,12 @@ impl Default for Findings {
 }
 
 impl Findings {
-    /// Keeps at most `limit` findings.
+    /// Keeps at most `limit` findings of each class.
     pub fn limited(limit: usize) -> Findings {
         Findings {
             list: Vec::new(),
             known: BTreeSet::new(),
+            listed: BTreeMap::new(),
             counts: BTreeMap::new(),
             limit,
         }
@@ -188,9 +194,15 @@ impl Findings {
 
     /// Adds one; the same thing found again is not counted again.
     pub fn push(&mut self, finding: Finding) {
-        let listed = self.list.len() < self.limit;
-        if listed && !self.known.insert(finding.id()) {
-            return;
+        let class = finding.cause.split(':').next().unwrap_or_default();
+        let class = (finding.kind, finding.layer, class.to_owned());
+        let of_class = self.listed.entry(class).or_default();
+        let listed = *of_class < self.limit;
+        if listed {
+            if !self.known.insert(finding.id()) {
+                return;
+            }
+            *of_class += 1;
         }
         *self
             .counts
@@ -298,9 +310,14 @@ pub fn changes(
 ) -> Changes {
     let mut out = Changes::default();
     let mut seen = BTreeSet::new();
+    // Tables of which rows are missing or too many.
+    let mut miscounted = BTreeSet::new();
     for finding in found.list() {
         let id = finding.id();
         seen.insert(id);
+        if matches!(finding.kind, BreakKind::Missing | BreakKind::Duplicate) {
+            miscounted.insert(finding.table.as_str());
+        }
         match known.get(&id) {
             Some(b) if b.status != BreakStatus::Resolved => out.known += 1,
             before => {
@@ -314,19 +331,27 @@ pub fn changes(
         return out;
     }
     for (id, b) in known {
+        // A total is the sum of what every commit is checked for.
+        let outdone = b.cause.starts_with(TOTAL) && !miscounted.contains(b.table.as_str());
         if b.status != BreakStatus::Resolved
             && !seen.contains(id)
-            && b.found_by == found_by
+            && (b.found_by == found_by || outdone)
             && scope.covers(b)
         {
-            let mut resolved = b.clone();
-            resolved.status = BreakStatus::Resolved;
-            resolved.system_time = now.max(b.system_time + 1);
-            resolved.detail = format!("{}; a later run no longer finds it", b.detail);
-            out.resolve.push(resolved);
+            out.resolve.push(resolved(b, now));
         }
     }
     out
+}
+
+/// The version that ends a break. `now` in µs.
+pub fn resolved(open: &Break, now: i64) -> Break {
+    Break {
+        status: BreakStatus::Resolved,
+        system_time: now.max(open.system_time + 1),
+        detail: format!("{}; a later run no longer finds it", open.detail),
+        ..open.clone()
+    }
 }
 
 #[cfg(test)]
@@ -365,6 +390,13 @@ mod tests {
         }
         assert_eq!((some.list().len(), some.total()), (2, 5));
         assert!(some.is_cut());
+        // Another class has its own limit.
+        let mut rows = some.clone();
+        rows.push(Finding {
+            cause: "INV-13:rows".into(),
+            ..finding("0")
+        });
+        assert_eq!((rows.list().len(), rows.total()), (3, 6));
         let mut all = Findings::default();
         all.push(finding("0"));
         all.absorb(some);
@@ -396,6 +428,28 @@ mod tests {
         );
         let back = changes(&found, &known, &scope(), "reconcile", 10);
         assert_eq!(back.open[0].system_time, 102);
+    }
+
+    #[test]
+    fn a_total_that_the_audit_missed_is_resolved_by_the_count_of_every_commit() {
+        let total = |table: &str| {
+            let cause = format!("{TOTAL}3");
+            Finding::new(BreakKind::Duplicate, Layer::Silver, table, table, cause)
+        };
+        let known: BTreeMap<_, _> = ["silver.x", "silver.y"]
+            .map(|t| (total(t).id(), total(t).to_break("audit", 1)))
+            .into();
+        let mut found = Findings::default();
+        found.push(finding("a"));
+        let ended = changes(&found, &known, &scope(), "reconcile", 9).resolve;
+        let tables: Vec<_> = ended.iter().map(|b| b.table.as_str()).collect();
+        assert_eq!(tables, ["silver.y"], "silver.x still misses a row");
+        let uncounted = Scope {
+            unchecked: BTreeSet::from(["INV-13".to_owned()]),
+            ..scope()
+        };
+        let none = changes(&Findings::default(), &known, &uncounted, "reconcile", 9);
+        assert_eq!(none, Changes::default());
     }
 
     #[test]

@@ -26,6 +26,6 @@ pub mod trades;
 pub mod versions;
 
 pub use books::Books;
-pub use findings::{Changes, Finding, Findings, Layer, Scope, changes};
+pub use findings::{Changes, Finding, Findings, Layer, Scope, TOTAL, changes, resolved};
 pub use ledger::{LedgerAudit, TaskAudit};
 pub use run::{Options, Pins, Records, Report, Stretch, Watch};

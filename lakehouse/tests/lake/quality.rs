@@ -69,6 +69,13 @@ fn model(records: &[(i64, Break)]) -> Vec<(String, String, String, i64)> {
         {
             continue;
         }
+        // Opened once; what is resolved can only come back.
+        let resolved = before
+            .as_ref()
+            .map(|(old, ..)| old.status == BreakStatus::Resolved);
+        if resolved.is_some_and(|r| r != (b.status == BreakStatus::Opened)) {
+            continue;
+        }
         clock = b.system_time.max(clock + 1);
         let valid = before.as_ref().map_or(clock, |(_, _, valid)| *valid);
         if let Some((old, from, valid)) = before {
