@@ -34,6 +34,11 @@ pub struct Books {
 }
 
 impl Books {
+    /// Nothing of this partition's ledger was cut off: it must begin with commit 1.
+    pub fn from_start(&mut self, partition: i32) {
+        self.audit.from_start(partition);
+    }
+
     /// Takes an entry as it was read.
     pub fn push(&mut self, entry: &LedgerEntry, value: &[u8]) {
         if !self.audit.push(entry, value, &mut self.findings) {
