@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
 
-use crate::audit::{Audit, BreaksThread};
+use crate::audit::{self, Audit, Audited, BreaksThread};
 use crate::config::Config;
 use crate::parts::{self, micros};
 use crate::serve::metrics::Metrics;
@@ -36,6 +36,16 @@ pub struct App {
     pub codec: Arc<Codec>,
     pub topology: Topology<Market>,
     pub metrics: Arc<Metrics>,
+    pub faults: PlantedFaults,
+}
+
+/// What tests make go wrong, to see that somebody notices; none. Reached by code alone: no setting and no command.
+#[derive(Debug, Clone, Default)]
+pub struct PlantedFaults {
+    /// In the stream role's tasks.
+    pub task: finlake_topology::faults::Faults,
+    /// In the sink's tables.
+    pub lake: finlake_lakehouse::faults::Faults,
 }
 
 /// The pipeline's settings.
@@ -114,6 +124,7 @@ impl App {
             codec,
             topology,
             metrics: Arc::new(Metrics::new()?),
+            faults: PlantedFaults::default(),
         })
     }
 }
@@ -173,6 +184,7 @@ impl Streams {
             let broker = KafkaBroker::new(&app.topology, kafka)?;
             let mut settings = ThreadConfig::new(&config.kafka.application_id);
             settings.task.heartbeat_us = micros(config.stream.heartbeat);
+            settings.task.faults = app.faults.task;
             settings.commit_interval_us = micros(config.stream.commit_interval);
             settings.poll.records = config.stream.batch_records;
             let hooks = Hooks {
@@ -316,6 +328,31 @@ pub fn start_audit(app: &App, runtime: &Handle) -> Result<Audit> {
     )
 }
 
+/// The audit's single pass.
+///
+/// # Errors
+/// Catalog, storage or Kafka does not answer.
+pub fn audit_once(app: &App, runtime: &Handle) -> Result<Audited> {
+    let lake = runtime.block_on(parts::open_lake(&app.config))?;
+    audit::once(
+        &app.config,
+        app.codec.clone(),
+        lake,
+        app.metrics.clone(),
+        runtime.clone(),
+    )
+}
+
+/// Takes the breaks that are in the topic now into the table.
+///
+/// # Errors
+/// Catalog, storage or Kafka does not answer.
+pub fn sink_breaks(app: &App, runtime: &Handle) -> Result<()> {
+    let lake = runtime.block_on(parts::open_lake(&app.config))?;
+    audit::sink_all(&app.config, &lake, &app.codec, runtime)
+        .context("quality.breaks into its table")
+}
+
 /// Opens the lakehouse and creates missing tables, bound to this Kafka cluster and its topics.
 async fn prepare_lake(app: &App) -> Result<Lakehouse> {
     let lake = parts::open_lake(&app.config).await?;
@@ -341,7 +378,7 @@ async fn prepare_lake(app: &App) -> Result<Lakehouse> {
         topic_ids: facts.topics.into_iter().map(|t| (t.name, t.id)).collect(),
     };
     lake.ensure_tables(&ids).await?;
-    Ok(lake)
+    Ok(lake.with_faults(app.faults.lake.clone()))
 }
 
 /// Next offsets of all partitions of a topic (high watermarks, markers included).

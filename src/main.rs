@@ -78,7 +78,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Run(args) => {
             let config = load()?;
             let runtime = Runtime::new()?;
-            run::run(global, config, args, runtime.handle()).map(|()| 0)
+            run::run(global, config, args, runtime.handle())
         }
         Command::Ingest(IngestCommand::File(args)) => {
             commands::ingest::file(global, &load()?, args).map(|()| 0)

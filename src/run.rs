@@ -7,9 +7,10 @@ use anyhow::{Result, bail};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
 
-use crate::app::{App, Sinks, Streams, ends, start_audit};
-use crate::audit::Audit;
+use crate::app::{App, Sinks, Streams, audit_once, ends, sink_breaks, start_audit};
+use crate::audit::{Audit, Audited};
 use crate::cli::{Global, Role, RunArgs};
+use crate::commands::{DIFFERS, SAME, UNCHECKED};
 use crate::config::Config;
 use crate::output::remark;
 
@@ -29,11 +30,11 @@ pub async fn until_signal() {
     }
 }
 
-/// Runs the roles.
+/// Runs the roles. Gives the exit code: 0; of a caught-up audit 1 if it knows of open breaks, 2 if it could not check.
 ///
 /// # Errors
 /// What a user has to know; the process should be started again by its supervisor.
-pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) -> Result<()> {
+pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) -> Result<u8> {
     let listen = config.serve.listen;
     let app = runtime.block_on(App::prepare(config, !args.no_create_topics))?;
     let streams = args
@@ -46,9 +47,9 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
         .contains(&Role::Sink)
         .then(|| Sinks::start(&app, runtime))
         .transpose()?;
-    let audit = args
-        .roles
-        .contains(&Role::Audit)
+    let audits = args.roles.contains(&Role::Audit);
+    // One that is to end reads the ledger once, when the others are done.
+    let audit = (audits && !args.until_caught_up)
         .then(|| start_audit(&app, runtime))
         .transpose()?;
     let sink_status = sinks.as_ref().map(|s| s.status.clone());
@@ -68,7 +69,7 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
         );
     }
     if args.until_caught_up {
-        return until_caught_up(&app, streams, sinks, audit);
+        return until_caught_up(global, &app, streams, sinks, audits, runtime);
     }
     let signal = runtime.spawn(until_signal());
     let mut broken = false;
@@ -98,16 +99,20 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
     if broken {
         bail!("a role ended by itself; see the log");
     }
-    Ok(())
+    Ok(SAME)
 }
 
-/// Ends once all input that is there is in the ledger, and all of the ledger in the tables.
+/// Ends once all input that is there is in the ledger, all of the ledger in the tables and looked through, and all
+/// breaks in their table.
 fn until_caught_up(
+    global: &Global,
     app: &App,
     streams: Option<Streams>,
     sinks: Option<Sinks>,
-    audit: Option<Audit>,
-) -> Result<()> {
+    audits: bool,
+    runtime: &Handle,
+) -> Result<u8> {
+    let sinks_too = sinks.is_some();
     if let Some(streams) = streams {
         alone(app, "", app.config.stream.threads)?;
         streams.drain();
@@ -118,7 +123,27 @@ fn until_caught_up(
         sinks.drain_to(ends(&app.config, finlake_schemas::topics::LEDGER)?);
         sinks.join()?;
     }
-    finish(audit)
+    let mut code = SAME;
+    if audits {
+        let audited = audit_once(app, runtime)?;
+        for why in &audited.unchecked {
+            remark(false, &format!("could not check: {why}"));
+        }
+        let text = format!(
+            "audit: {} ledger entries checked, {} breaks open",
+            audited.entries, audited.open
+        );
+        remark(global.quiet, &text);
+        code = match audited {
+            Audited { open: 1.., .. } => DIFFERS,
+            Audited { unchecked, .. } if !unchecked.is_empty() => UNCHECKED,
+            _ => SAME,
+        };
+    }
+    if sinks_too {
+        sink_breaks(app, runtime)?;
+    }
+    Ok(code)
 }
 
 /// The audit keeps its state and ends; it has nothing of others' to wait for.

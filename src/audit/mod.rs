@@ -4,10 +4,11 @@
 //! Never stops the pipeline: a finding is told, not acted on. Data flows: ledger and table
 //! metadata → `finlake_reconcile` → metrics and `quality.breaks` → (the sink) the table.
 
+mod auditor;
 mod breaks;
 mod role;
 mod sunk;
 
 pub use breaks::{Known, Publisher};
-pub use role::{Audit, AuditControl};
-pub use sunk::BreaksThread;
+pub use role::{Audit, AuditControl, Audited, once};
+pub use sunk::{BreaksThread, sink_all};

@@ -1,40 +1,35 @@
 //! `finlake run --roles audit`: a consumer group of its own on the ledger.
 //!
 //! 1. poll; fold every entry (INV-11, INV-12)
-//! 2. every ten seconds: compare the tables' row counts with the ledger's totals at the tables'
-//!    own positions (INV-13), send what is new as breaks, and keep the state with the offsets
+//! 2. every ten seconds: compare the tables' row counts with the ledger's totals at the tables' own positions
+//!    (INV-13), write what is new as breaks, and keep the state with the offsets
 //!
-//! The state of each partition lies in the group's offset metadata, so a restart goes on with the
-//! entry after the last one folded.
+//! The state of each partition lies in the group's offset metadata. With `--until-caught-up` no group is joined: the
+//! ledger is read from there to its end, once.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use finlake_lakehouse::{LakeError, Lakehouse, Table};
-use finlake_reconcile::counts::{self, Of};
-use finlake_reconcile::{Findings, Layer, LedgerAudit, TaskAudit};
-use finlake_schemas::{Break, BreakStatus, Codec, topics};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use finlake_lakehouse::Lakehouse;
+use finlake_reconcile::TaskAudit;
+use finlake_schemas::{Codec, topics};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use super::breaks::{Known, Publisher};
+use super::auditor::{Auditor, Unlike};
 use crate::config::Config;
-use crate::kafka::{self, Moves, is_passing};
+use crate::kafka::{self, Moves, Topic, is_passing};
 use crate::serve::metrics::Metrics;
 
 /// Between two looks at the tables.
 const EVERY: Duration = Duration::from_secs(10);
-/// Entries remembered per partition: the tables must be found within them.
-const REMEMBERED: usize = 50_000;
-/// Greatest size of offset metadata that brokers take by default.
-const METADATA: usize = 4_000;
-/// Found by.
-const NAME: &str = "audit";
+/// How long a single pass follows tables that a running sink moves on.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ends the audit from outside.
 #[derive(Debug, Default)]
@@ -46,6 +41,11 @@ pub struct AuditControl {
 pub struct Audit {
     pub control: Arc<AuditControl>,
     thread: JoinHandle<Result<(), String>>,
+}
+
+/// The audit's consumer group.
+fn group(config: &Config) -> String {
+    format!("{}-audit", config.kafka.application_id)
 }
 
 impl Audit {
@@ -60,20 +60,10 @@ impl Audit {
         metrics: Arc<Metrics>,
         runtime: Handle,
     ) -> Result<Audit> {
-        let group = format!("{}-audit", config.kafka.application_id);
-        let consumer = kafka::member(config, &group, topics::LEDGER)?;
+        let consumer = kafka::member(config, &group(config), topics::LEDGER)?;
         let mut worker = Worker {
-            consumer,
-            publisher: Publisher::open(config)?,
-            config: config.clone(),
-            codec,
-            lake,
-            metrics,
-            runtime,
-            audit: LedgerAudit::new(),
-            lines: BTreeMap::new(),
-            next: BTreeMap::new(),
-            told: None,
+            consumer: Arc::new(consumer),
+            auditor: Auditor::new(config, codec, lake, metrics, runtime)?,
         };
         let control = Arc::new(AuditControl::default());
         let inner = control.clone();
@@ -105,63 +95,25 @@ impl Audit {
     }
 }
 
-/// Which rows of a line.
-type Rows = fn(&Line) -> i64;
-
-/// What the tables must hold after a commit.
-#[derive(Clone, Copy)]
-struct Line {
-    commit: i64,
-    ticks: i64,
-    bars: i64,
-    metrics: i64,
-    corrected: i64,
-}
-
-impl Line {
-    /// `None` if the audit has not seen every entry, so that it knows no totals.
-    fn of(state: &TaskAudit) -> Option<Line> {
-        let total = |name: &str| state.totals.get(name).copied().unwrap_or(0);
-        let taken = |name: &str| state.taken.get(name).copied().unwrap_or(0);
-        state.whole.then(|| Line {
-            commit: state.commit,
-            ticks: taken(topics::TICKS),
-            bars: total(topics::OHLCV),
-            metrics: total(topics::METRICS),
-            corrected: taken(topics::BARS),
-        })
-    }
-}
-
 struct Worker {
-    consumer: BaseConsumer<Moves>,
-    publisher: Publisher,
-    config: Config,
-    codec: Arc<Codec>,
-    lake: Lakehouse,
-    metrics: Arc<Metrics>,
-    runtime: Handle,
-    audit: LedgerAudit,
-    lines: BTreeMap<i32, VecDeque<Line>>,
-    /// Ledger offset after the last entry folded.
-    next: BTreeMap<i32, i64>,
-    /// Breaks that are known as open; `None` until they were read.
-    told: Option<BTreeSet<[u8; 16]>>,
+    consumer: Arc<BaseConsumer<Moves>>,
+    auditor: Auditor,
 }
 
 impl Worker {
     fn run(&mut self, control: &AuditControl) -> Result<()> {
-        let mut found = Findings::default();
         let mut due = Instant::now() + EVERY;
         loop {
             let stopping = control.stop.load(Ordering::Relaxed);
-            self.poll(&mut found)?;
-            self.rebalanced()?;
+            self.poll()?;
             if stopping || Instant::now() >= due {
                 due = Instant::now() + EVERY;
-                self.tables(&mut found);
-                self.tell(std::mem::take(&mut found));
-                self.keep();
+                self.auditor.look();
+                match self.auditor.tell() {
+                    Ok(()) => keep(&self.consumer, &self.auditor),
+                    // What was found is told the next time; a restart finds it again.
+                    Err(e) => tracing::warn!("audit: breaks were not written: {e:#}"),
+                }
             }
             if stopping {
                 return Ok(());
@@ -170,204 +122,165 @@ impl Worker {
     }
 
     /// Folds what has come; waits a little if there is nothing.
-    fn poll(&mut self, found: &mut Findings) -> Result<()> {
+    fn poll(&mut self) -> Result<()> {
+        let consumer = self.consumer.clone();
         let mut wait = Duration::from_millis(200);
         for _ in 0..10_000 {
-            let message = match self.consumer.poll(wait) {
+            let polled = consumer.poll(wait);
+            // Before the record: it may be the first one of a partition that has just come.
+            let sought = self.rebalanced()?;
+            let message = match polled {
                 None => return Ok(()),
                 Some(Ok(message)) => message,
                 Some(Err(e)) if is_passing(&e) => return Ok(()),
                 Some(Err(e)) => return Err(e).context("reading the ledger"),
             };
             wait = Duration::ZERO;
-            let (partition, offset) = (message.partition(), message.offset());
-            let value = message.payload().unwrap_or_default();
-            if let Some(id) = finlake_schemas::schema_id(value)
-                && !self.codec.knows(id)
-            {
-                self.codec.resolve(id)?;
-            }
-            let entry = self
-                .codec
-                .decode_ledger(value)
-                .with_context(|| format!("{}/{partition}:{offset}", topics::LEDGER))?;
-            self.next.insert(partition, offset + 1);
-            if !self.audit.push(&entry, value, found) {
+            if sought.contains(&message.partition()) {
                 continue;
             }
-            self.metrics.audit_entry(partition, entry.commit);
-            if let Some(line) = self.audit.task(entry.task).and_then(Line::of) {
-                let lines = self.lines.entry(entry.task).or_default();
-                lines.push_back(line);
-                if lines.len() > REMEMBERED {
-                    lines.pop_front();
-                }
-            }
+            let value = message.payload().unwrap_or_default();
+            self.auditor
+                .entry(message.partition(), message.offset(), value)?;
         }
         Ok(())
     }
 
-    /// Takes over the state of partitions that came, forgets those that went.
-    fn rebalanced(&mut self) -> Result<()> {
+    /// Takes over the state of partitions that came, forgets those that went. Gives those that are read from their
+    /// beginning instead of their offset.
+    fn rebalanced(&mut self) -> Result<Vec<i32>> {
+        let mut sought = Vec::new();
         let events = std::mem::take(&mut *self.consumer.context().0.lock());
         for (came, partitions) in events {
             if !came {
                 for p in partitions {
-                    self.audit.forget(p);
-                    self.lines.remove(&p);
-                    self.next.remove(&p);
+                    self.auditor.forget(p);
                 }
                 continue;
             }
-            let mut list = TopicPartitionList::new();
-            for p in &partitions {
-                list.add_partition(topics::LEDGER, *p);
-            }
-            let committed = self
-                .consumer
-                .committed_offsets(list, Duration::from_secs(10))
-                .context("state of the audit")?;
-            for element in committed.elements() {
-                let text = element.metadata();
-                if text.is_empty() || self.audit.task(element.partition()).is_some() {
-                    continue;
+            let mut kept = kept(&*self.consumer, &partitions)?;
+            for p in partitions {
+                let (low, _) =
+                    self.consumer
+                        .fetch_watermarks(topics::LEDGER, p, Duration::from_secs(10))?;
+                let kept = kept.remove(&p);
+                if let Some((_, None)) = kept {
+                    let wait = Duration::from_secs(10);
+                    self.consumer
+                        .seek(topics::LEDGER, p, Offset::Beginning, wait)?;
+                    sought.push(p);
                 }
-                match TaskAudit::decode(text) {
-                    Ok(state) => {
-                        let line = Line::of(&state);
-                        self.lines
-                            .insert(element.partition(), line.into_iter().collect());
-                        self.audit.resume(element.partition(), state);
-                    }
-                    Err(e) => tracing::warn!("partition {}: {e}", element.partition()),
-                }
+                let state = kept.and_then(|(next, state)| Some((next, state?)));
+                self.auditor.begin(p, state, low);
             }
         }
-        Ok(())
+        Ok(sought)
     }
+}
 
-    /// INV-13 by totals: rows of each table against the ledger at the table's own positions.
-    fn tables(&self, found: &mut Findings) {
-        let (ticks, bars, metrics): (Rows, Rows, Rows) = (|l| l.ticks, |l| l.bars, |l| l.metrics);
-        for (table, layer, of) in [
-            (Table::Ticks, Layer::Bronze, ticks),
-            (Table::Ohlcv, Layer::Silver, bars),
-            (Table::Metrics, Layer::Gold, metrics),
-        ] {
-            match self.table(table, layer, of, found) {
-                Ok(()) => {}
-                // The sink says the same, and louder.
-                Err(e @ LakeError::TableMoved { .. }) => tracing::warn!("audit: {e}"),
-                Err(e) => tracing::debug!("audit: {e}"),
-            }
-        }
+/// What the group keeps, of those partitions that have something: an offset, and the state at it if it is readable.
+fn kept<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    partitions: &[i32],
+) -> Result<BTreeMap<i32, (i64, Option<TaskAudit>)>> {
+    let mut list = TopicPartitionList::new();
+    for p in partitions {
+        list.add_partition(topics::LEDGER, *p);
     }
-
-    fn table(
-        &self,
-        table: Table,
-        layer: Layer,
-        of: Rows,
-        found: &mut Findings,
-    ) -> Result<(), LakeError> {
-        let pinned = self.runtime.block_on(self.lake.snapshot(table))?;
-        let (mut expected, mut slack) = (0, 0);
-        for (p, position) in &pinned.watermarks().positions {
-            if position.commit == 0 {
-                continue;
-            }
-            // Another instance audits this partition, or the table is ahead of what was read.
-            let Some(lines) = self.lines.get(p) else {
-                return Ok(());
-            };
-            let at = lines.partition_point(|l| l.commit < position.commit);
-            match lines.get(at) {
-                Some(line) if line.commit == position.commit => {
-                    expected += of(line);
-                    slack += line.corrected;
-                }
-                _ => return Ok(()),
-            }
-        }
-        let rows = pinned
-            .metadata()
-            .current_snapshot()
-            .and_then(|s| s.summary().additional_properties.get("total-records"))
-            .and_then(|n| n.parse::<i64>().ok())
-            .unwrap_or(0);
-        let name = table.to_string();
-        self.metrics.audit_table(&name, rows - expected);
-        let of = Of {
-            layer,
-            table: &name,
+    let committed = consumer
+        .committed_offsets(list, Duration::from_secs(10))
+        .context("state of the audit")?;
+    let mut out = BTreeMap::new();
+    for element in committed.elements() {
+        let (p, text) = (element.partition(), element.metadata());
+        let Offset::Offset(next) = element.offset() else {
+            continue;
         };
-        // Only versions can be taken back.
-        let slack = if table.versioned() { slack } else { 0 };
-        counts::totals(of, pinned.snapshot_id(), expected, rows, slack, found);
-        Ok(())
+        let state = TaskAudit::decode(text).map_err(|e| tracing::warn!("partition {p}: {e}"));
+        out.insert(p, (next, state.ok()));
     }
+    Ok(out)
+}
 
-    /// Findings as metrics, log lines and breaks, each once.
-    fn tell(&mut self, found: Findings) {
-        if found.is_empty() {
-            return;
-        }
-        if self.told.is_none() {
-            match Known::read(&self.config, &self.codec) {
-                Ok(known) => {
-                    let open = known.values().filter(|b| b.status != BreakStatus::Resolved);
-                    self.told = Some(open.map(|b| b.break_id).collect());
-                }
-                Err(e) => tracing::warn!("audit: known breaks: {e:#}"),
-            }
-        }
-        let told = self.told.get_or_insert_with(BTreeSet::new);
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_micros() as i64);
-        let mut new: Vec<Break> = Vec::new();
-        for finding in found.list() {
-            if told.insert(finding.id()) {
-                self.metrics
-                    .audit_finding(finding.kind.as_str(), finding.layer.as_str());
-                tracing::error!(
-                    kind = finding.kind.as_str(),
-                    key = finding.key,
-                    cause = finding.cause,
-                    expected = finding.expected,
-                    actual = finding.actual,
-                    "audit: {}",
-                    finding.detail
-                );
-                new.push(finding.to_break(NAME, now));
-            }
-        }
-        if let Err(e) = self.publisher.send(&self.codec, &new) {
-            tracing::warn!("audit: breaks were not written: {e:#}");
-            for b in &new {
-                told.remove(&b.break_id);
-            }
-        }
+/// Keeps what may be kept. Not doing so costs reading it again.
+fn keep<C: ConsumerContext>(consumer: &BaseConsumer<C>, auditor: &Auditor) {
+    let list = auditor.marks();
+    if list.count() > 0
+        && let Err(e) = consumer.commit(&list, CommitMode::Sync)
+    {
+        tracing::debug!("audit: offsets: {e}");
     }
+}
 
-    /// Offsets with the state of each partition.
-    fn keep(&self) {
-        let mut list = TopicPartitionList::new();
-        for (p, next) in &self.next {
-            let Some(state) = self.audit.task(*p) else {
-                continue;
-            };
-            let text = state.encode();
-            let mut element = list.add_partition(topics::LEDGER, *p);
-            if element.set_offset(Offset::Offset(*next)).is_ok() && text.len() <= METADATA {
-                element.set_metadata(text.as_str());
-            }
-        }
-        if list.count() == 0 {
-            return;
-        }
-        if let Err(e) = self.consumer.commit(&list, CommitMode::Sync) {
-            tracing::debug!("audit: offsets: {e}");
-        }
+/// What a single pass came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audited {
+    /// Ledger entries read.
+    pub entries: u64,
+    /// Breaks that are open: found now, or by the audit before and neither explained nor resolved since.
+    pub open: usize,
+    /// Why a table could not be compared.
+    pub unchecked: Vec<String>,
+}
+
+/// One pass over the ledger up to its end at the start, from where the group's state is to there; compares the tables
+/// as they are then, and writes breaks.
+///
+/// # Errors
+/// Kafka, its registry, or breaks that could not be written; a table that cannot be read is `unchecked`.
+pub fn once(
+    config: &Config,
+    codec: Arc<Codec>,
+    lake: Lakehouse,
+    metrics: Arc<Metrics>,
+    runtime: Handle,
+) -> Result<Audited> {
+    let topic = Topic::open(config, topics::LEDGER)?;
+    let bounds = topic.bounds()?;
+    let mut client = kafka::reader(config, &group(config));
+    client.remove("auto.offset.reset");
+    let consumer: BaseConsumer = client.create()?;
+    let partitions: Vec<i32> = bounds.keys().copied().collect();
+    let mut kept = kept(&consumer, &partitions)?;
+    let mut auditor = Auditor::new(config, codec, lake, metrics, runtime)?;
+    let mut ranges = BTreeMap::new();
+    for (&p, &(low, high)) in &bounds {
+        // A state from before the ledger's first record that is left is of no use.
+        let state = match kept.remove(&p) {
+            Some((next, Some(state))) if (low..=high).contains(&next) => Some((next, state)),
+            _ => None,
+        };
+        let from = state.as_ref().map_or(low, |(next, _)| *next);
+        auditor.begin(p, state, low);
+        ranges.insert(p, (from, high));
     }
+    let by = Instant::now() + PATIENCE;
+    let unlike = loop {
+        topic.read(&ranges, |m| {
+            auditor.entry(m.partition(), m.offset(), m.payload().unwrap_or_default())?;
+            Ok(true)
+        })?;
+        let unlike = auditor.look();
+        let ahead = unlike.iter().any(|(_, u)| matches!(u, Unlike::Ahead));
+        if !ahead || Instant::now() > by {
+            break unlike;
+        }
+        // A sink is running: the tables hold what came since.
+        std::thread::sleep(Duration::from_millis(100));
+        for (p, (_, high)) in topic.bounds()? {
+            let from = ranges.get(&p).map_or(0, |(_, to)| *to);
+            ranges.insert(p, (from, high));
+        }
+    };
+    auditor.tell()?;
+    keep(&consumer, &auditor);
+    let why = |(table, unlike)| match unlike {
+        Unlike::Ahead => format!("{table} holds commits that the ledger does not show yet"),
+        Unlike::Unknown(why) => why,
+    };
+    Ok(Audited {
+        entries: auditor.entries(),
+        open: auditor.open(),
+        unchecked: unlike.into_iter().map(why).collect(),
+    })
 }

@@ -8,14 +8,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use finlake_lakehouse::{BreakBatch, BreaksSink, Lakehouse};
+use finlake_lakehouse::{BreakBatch, BreaksSink, LakeError, Lakehouse};
 use finlake_schemas::{Codec, topics};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Message, Offset};
 use tokio::runtime::Handle;
 
+use super::breaks::decode;
 use crate::config::Config;
-use crate::kafka::{self, Moves, is_passing};
+use crate::kafka::{self, Moves, Topic, is_passing};
 
 /// The thread that fills the table.
 pub struct BreaksThread {
@@ -97,13 +98,7 @@ fn follow(
                     {
                         batch.next = m.offset() + 1;
                         if let Some(value) = m.payload() {
-                            if let Some(id) = finlake_schemas::schema_id(value)
-                                && !codec.knows(id)
-                            {
-                                codec.resolve(id)?;
-                            }
-                            let found = codec
-                                .decode_break(value)
+                            let found = decode(codec, value)
                                 .with_context(|| format!("{}:{}", m.partition(), m.offset()))?;
                             batch.records.push((m.offset(), found));
                         }
@@ -153,6 +148,62 @@ fn follow(
             return Ok(());
         }
     }
+}
+
+/// Takes all that the topic holds now into the table, joining no group: what `--until-caught-up` promises. Another
+/// instance may do the same meanwhile; the table takes nothing twice.
+///
+/// # Errors
+/// Kafka, catalog or storage; a record that is not a break.
+pub fn sink_all(config: &Config, lake: &Lakehouse, codec: &Codec, runtime: &Handle) -> Result<()> {
+    let topic = Topic::open(config, topics::BREAKS)?;
+    let mut left = 5;
+    loop {
+        match sink_once(&topic, lake, codec, runtime) {
+            Err(e) if left > 0 && e.downcast_ref::<LakeError>().is_some_and(passes) => left -= 1,
+            outcome => return outcome,
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn passes(e: &LakeError) -> bool {
+    e.is_transient() || e.is_stale()
+}
+
+fn sink_once(topic: &Topic, lake: &Lakehouse, codec: &Codec, runtime: &Handle) -> Result<()> {
+    let bounds = topic.bounds()?;
+    let partitions: Vec<i32> = bounds.keys().copied().collect();
+    let mut sink = runtime.block_on(BreaksSink::open(lake))?;
+    runtime.block_on(sink.assign(&partitions))?;
+    let mut batches = BTreeMap::new();
+    let mut ranges = BTreeMap::new();
+    for (p, (low, high)) in bounds {
+        let start = sink.next_offset(p).unwrap_or(low);
+        ranges.insert(p, (start.max(low), high));
+        if start < high {
+            let next = high;
+            batches.insert(
+                p,
+                BreakBatch {
+                    next,
+                    ..empty(p, start)
+                },
+            );
+        }
+    }
+    topic.read(&ranges, |m| {
+        if let (Some(batch), Some(value)) = (batches.get_mut(&m.partition()), m.payload()) {
+            let at = || format!("{}/{}:{}", topics::BREAKS, m.partition(), m.offset());
+            let found = decode(codec, value).with_context(at)?;
+            batch.records.push((m.offset(), found));
+        }
+        Ok(true)
+    })?;
+    if !batches.is_empty() {
+        runtime.block_on(sink.apply(batches.into_values().collect()))?;
+    }
+    Ok(())
 }
 
 fn empty(partition: i32, start: i64) -> BreakBatch {

@@ -58,9 +58,12 @@ pub enum Role {
 #[command(after_help = "Examples:\n  \
     finlake run --data /var/lib/finlake                   both roles in one process\n  \
     finlake run --roles stream --set kafka.instance_id=2  a second stream instance\n  \
-    finlake run --roles sink --config /etc/finlake.toml\n\n\
+    finlake run --roles sink --config /etc/finlake.toml\n  \
+    finlake run --roles audit --until-caught-up           does the ledger add up, do the tables hold it?\n\n\
     SIGTERM or Ctrl-C commits what is open and stops. The instance's partitions wait for its\n\
-    return until stream.session_timeout_ms is over; --leave hands them on at once.")]
+    return until stream.session_timeout_ms is over; --leave hands them on at once.\n\n\
+    Exit code: 0; with the audit role and --until-caught-up 1 if breaks that it found are open,\n\
+    2 if it could not check.")]
 pub struct RunArgs {
     /// Roles of this process, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', default_value = "stream,sink")]
@@ -454,7 +457,7 @@ pub struct ReconcileArgs {
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub wait: std::time::Duration,
 
-    /// Most breaks listed; all are counted
+    /// Most breaks listed of each kind, layer and cause; all are counted
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     pub limit: usize,
 }

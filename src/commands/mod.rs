@@ -34,6 +34,8 @@ use crate::{kafka, parts};
 pub const SAME: u8 = 0;
 /// Exit code: done, and something differs.
 pub const DIFFERS: u8 = 1;
+/// Exit code: something could not be checked.
+pub const UNCHECKED: u8 = 2;
 
 /// A printer on stdout in the format asked for.
 fn printer(global: &Global, columns: &[(&str, Kind)]) -> io::Result<Printer<StdoutLock<'static>>> {

@@ -23,15 +23,13 @@ use tokio::runtime::Runtime;
 
 use self::retained::Retained;
 use self::source::Source;
-use super::{DIFFERS, SAME, printer};
+use super::{DIFFERS, SAME, UNCHECKED, printer};
 use crate::audit::{Known, Publisher};
 use crate::cli::{Global, ReconcileArgs, ReconcileLayer};
 use crate::config::Config;
 use crate::output::{Kind, Progress, format_instant, remark};
 use crate::parts::micros;
 
-/// Exit code: could not check.
-const UNCHECKED: u8 = 2;
 /// Found by.
 const NAME: &str = "reconcile";
 /// Tags of runs that were killed are removed after this long.

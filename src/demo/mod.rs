@@ -16,7 +16,7 @@ use finlake_devkafka::{DevKafka, Storage};
 use finlake_schemas::topics;
 use tokio::runtime::Handle;
 
-use crate::app::{App, Sinks, Streams, ends, start_audit};
+use crate::app::{App, Sinks, Streams, ends, sink_breaks, start_audit};
 use crate::audit::Audit;
 use crate::cli::{DemoArgs, Global};
 use crate::config::{Config, Inputs};
@@ -67,7 +67,7 @@ pub fn run(global: &Global, args: &DemoArgs, runtime: &Handle) -> Result<()> {
     let story = demo.feed(args)?;
 
     if args.exit {
-        drain(&app, streams, sinks, audit, global.quiet)?;
+        drain(&app, streams, sinks, audit, global.quiet, runtime)?;
         show::results(&app, story.as_ref(), began.elapsed(), runtime, &data)?;
     } else {
         demo.settle(story.as_ref())?;
@@ -77,7 +77,7 @@ pub fn run(global: &Global, args: &DemoArgs, runtime: &Handle) -> Result<()> {
             "\nThe application keeps running (Ctrl-C ends it). Send trades to market.ticks, or ask it in another terminal.",
         );
         runtime.block_on(crate::run::until_signal());
-        drain(&app, streams, sinks, audit, global.quiet)?;
+        drain(&app, streams, sinks, audit, global.quiet, runtime)?;
     }
     broker.shutdown();
     Ok(())
@@ -311,7 +311,14 @@ impl Demo<'_> {
 
 /// Ends when drained: inputs at their high watermark, corrections and checkpoints committed, one last heartbeat each,
 /// and the tables at the last commit of every partition.
-fn drain(app: &App, streams: Streams, sinks: Sinks, audit: Audit, quiet: bool) -> Result<()> {
+fn drain(
+    app: &App,
+    streams: Streams,
+    sinks: Sinks,
+    audit: Audit,
+    quiet: bool,
+    runtime: &Handle,
+) -> Result<()> {
     remark(
         quiet,
         "draining: last corrections and checkpoints, last heartbeats, last snapshots",
@@ -331,5 +338,6 @@ fn drain(app: &App, streams: Streams, sinks: Sinks, audit: Audit, quiet: bool) -
     sinks.join()?;
     // Last, so that it has seen the last entries and the tables with them.
     audit.stop();
-    audit.join()
+    audit.join()?;
+    sink_breaks(app, runtime)
 }

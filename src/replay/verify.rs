@@ -18,7 +18,7 @@ use finlake_schemas::topics;
 use futures::TryStreamExt;
 use tokio::runtime::Handle;
 
-use crate::app::{App, Sinks, ends};
+use crate::app::{App, PlantedFaults, Sinks, ends};
 use crate::config::Catalog;
 use crate::parts;
 
@@ -91,6 +91,7 @@ fn rebuild(app: &App, dir: &std::path::Path, runtime: &Handle, name: &str) -> Re
         codec: app.codec.clone(),
         topology: app.topology.clone(),
         metrics: Arc::new(crate::serve::metrics::Metrics::new()?),
+        faults: PlantedFaults::default(),
     };
     let sinks = Sinks::start(&shadow, runtime)?;
     sinks.drain_to(drain);

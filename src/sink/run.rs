@@ -209,7 +209,7 @@ impl Sink {
         if full || stopping || drained || Instant::now() >= self.due {
             self.commit(stopping || drained)?;
         }
-        if stopping && control.leave.load(Ordering::Relaxed) {
+        if (stopping || drained) && control.leave.load(Ordering::Relaxed) {
             self.leave()?;
         }
         Ok(stopping || drained)

@@ -123,6 +123,9 @@ impl Source {
             u64::try_from(total).ok(),
         );
         let mut books = Books::default();
+        for (&partition, _) in bounds.iter().filter(|(_, (low, _))| *low == 0) {
+            books.from_start(partition);
+        }
         topic.read(&bounds, |message| {
             let value = message.payload().unwrap_or_default();
             self.resolve(value)?;

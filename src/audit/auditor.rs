@@ -1,0 +1,395 @@
+//! What the audit knows and does, whoever reads the ledger for it: folds entries, compares the tables' row counts with
+//! the ledger's totals, tells what it finds, and says what of its state may be kept.
+//!
+//! A state may be kept once the breaks before it are written and the tables have reached it: whoever goes on from there
+//! has lost no finding, and knows the totals at which the tables stand.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use finlake_lakehouse::{LakeError, Lakehouse, Pinned, Table};
+use finlake_reconcile::counts::{self, Of};
+use finlake_reconcile::{Findings, Layer, LedgerAudit, TOTAL, TaskAudit, resolved};
+use finlake_schemas::{Break, BreakStatus, Codec, topics};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::runtime::Handle;
+
+use super::breaks::{Known, Publisher, fold, now};
+use crate::config::Config;
+use crate::serve::metrics::Metrics;
+
+/// Entries remembered per partition for tables that stand still: they must be found within them.
+const REMEMBERED: usize = 50_000;
+/// States remembered per partition until the tables reach them.
+const MARKS: usize = 1_000;
+/// Greatest size of offset metadata that brokers take by default.
+const METADATA: usize = 4_000;
+/// Found by.
+pub(super) const NAME: &str = "audit";
+
+/// Which rows of a line.
+type Rows = fn(&Line) -> i64;
+
+/// The tables that are compared, and the rows the ledger says they have.
+const TABLES: [(Table, Layer, Rows); 3] = [
+    (Table::Ticks, Layer::Bronze, |l| l.ticks),
+    (Table::Ohlcv, Layer::Silver, |l| l.bars),
+    (Table::Metrics, Layer::Gold, |l| l.metrics),
+];
+
+/// What the tables must hold after a commit.
+#[derive(Clone, Copy)]
+struct Line {
+    commit: i64,
+    ticks: i64,
+    bars: i64,
+    metrics: i64,
+    corrected: i64,
+}
+
+impl Line {
+    /// `None` if the audit has not seen every entry, so that it knows no totals.
+    fn of(state: &TaskAudit) -> Option<Line> {
+        let total = |name: &str| state.totals.get(name).copied().unwrap_or(0);
+        let taken = |name: &str| state.taken.get(name).copied().unwrap_or(0);
+        state.whole.then(|| Line {
+            commit: state.commit,
+            ticks: taken(topics::TICKS),
+            bars: total(topics::OHLCV),
+            metrics: total(topics::METRICS),
+            corrected: taken(topics::BARS),
+        })
+    }
+}
+
+/// What it knows of one partition.
+#[derive(Default)]
+struct Part {
+    lines: VecDeque<Line>,
+    /// Ledger offset after the last entry folded.
+    next: i64,
+    /// Offset and state at each look since the tables' position.
+    marks: VecDeque<(i64, TaskAudit)>,
+}
+
+/// Why a table was not compared.
+pub(super) enum Unlike {
+    /// It holds commits that were not read yet.
+    Ahead,
+    /// It cannot be.
+    Unknown(String),
+}
+
+pub(super) struct Auditor {
+    publisher: Publisher,
+    config: Config,
+    codec: Arc<Codec>,
+    lake: Lakehouse,
+    metrics: Arc<Metrics>,
+    runtime: Handle,
+    audit: LedgerAudit,
+    parts: BTreeMap<i32, Part>,
+    /// Commit that all tables have reached, by partition, at the last look.
+    floors: BTreeMap<i32, i64>,
+    /// Of the ledger, since they were last told.
+    ledger: Findings,
+    /// Of the tables, at the last look.
+    totals: Findings,
+    /// Tables compared at the last look.
+    compared: BTreeSet<String>,
+    /// Breaks, as last read; `None` until then.
+    known: Option<BTreeMap<[u8; 16], Break>>,
+    /// All that this process found.
+    seen: BTreeSet<[u8; 16]>,
+}
+
+impl Auditor {
+    pub fn new(
+        config: &Config,
+        codec: Arc<Codec>,
+        lake: Lakehouse,
+        metrics: Arc<Metrics>,
+        runtime: Handle,
+    ) -> Result<Auditor> {
+        let mut auditor = Auditor {
+            publisher: Publisher::open(config)?,
+            config: config.clone(),
+            codec,
+            lake,
+            metrics,
+            runtime,
+            audit: LedgerAudit::new(),
+            parts: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            ledger: Findings::default(),
+            totals: Findings::default(),
+            compared: BTreeSet::new(),
+            known: None,
+            seen: BTreeSet::new(),
+        };
+        // So that entries below the tables' position need not be remembered.
+        auditor.look();
+        Ok(auditor)
+    }
+
+    /// The ledger of this partition is read from here on: from the offset of a kept state, or from its first record
+    /// that is left, which is the first ever if `low` is 0.
+    pub fn begin(&mut self, partition: i32, kept: Option<(i64, TaskAudit)>, low: i64) {
+        self.forget(partition);
+        let part = self.parts.entry(partition).or_default();
+        match kept {
+            Some((next, state)) => {
+                part.next = next;
+                part.lines.extend(Line::of(&state));
+                self.audit.resume(partition, state);
+            }
+            None if low == 0 => self.audit.from_start(partition),
+            None => {}
+        }
+    }
+
+    /// Another instance reads this partition now.
+    pub fn forget(&mut self, partition: i32) {
+        self.audit.forget(partition);
+        self.parts.remove(&partition);
+    }
+
+    /// Folds a record of the ledger; one that was read before is left out.
+    ///
+    /// # Errors
+    /// It is not an entry.
+    pub fn entry(&mut self, partition: i32, offset: i64, value: &[u8]) -> Result<()> {
+        let part = self.parts.entry(partition).or_default();
+        if offset < part.next {
+            return Ok(());
+        }
+        if let Some(id) = finlake_schemas::schema_id(value)
+            && !self.codec.knows(id)
+        {
+            self.codec.resolve(id)?;
+        }
+        let entry = self
+            .codec
+            .decode_ledger(value)
+            .with_context(|| format!("{}/{partition}:{offset}", topics::LEDGER))?;
+        part.next = offset + 1;
+        if !self.audit.push(&entry, value, &mut self.ledger) {
+            return Ok(());
+        }
+        self.metrics.audit_entry(partition, entry.commit);
+        let floor = self.floors.get(&partition).copied().unwrap_or(0);
+        if entry.commit >= floor
+            && let Some(line) = self.audit.task(partition).and_then(Line::of)
+        {
+            part.lines.push_back(line);
+            if part.lines.len() > REMEMBERED {
+                part.lines.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries folded.
+    pub fn entries(&self) -> u64 {
+        self.audit.entries()
+    }
+
+    /// INV-13 by totals: rows of each table against the ledger at the table's own position. Gives what could not be
+    /// compared.
+    pub fn look(&mut self) -> Vec<(Table, Unlike)> {
+        self.totals = Findings::default();
+        self.compared.clear();
+        let mut floors: Option<BTreeMap<i32, i64>> = None;
+        let mut unlike = Vec::new();
+        for (table, layer, of) in TABLES {
+            let pinned = match self.runtime.block_on(self.lake.snapshot(table)) {
+                Ok(pinned) => pinned,
+                Err(e) => {
+                    // The sink says the same, and louder.
+                    if matches!(e, LakeError::TableMoved { .. }) {
+                        tracing::warn!("audit: {e}");
+                    } else {
+                        tracing::debug!("audit: {e}");
+                    }
+                    floors = Some(BTreeMap::new());
+                    unlike.push((table, Unlike::Unknown(e.to_string())));
+                    continue;
+                }
+            };
+            let at = |p: &i32| pinned.position(*p).commit;
+            floors = Some(match floors {
+                None => {
+                    let all = pinned.watermarks().positions.iter();
+                    all.map(|(p, at)| (*p, at.commit)).collect()
+                }
+                Some(before) => before.iter().map(|(p, n)| (*p, at(p).min(*n))).collect(),
+            });
+            if let Err(why) = self.compare(table, layer, of, &pinned) {
+                unlike.push((table, why));
+            }
+        }
+        self.floors = floors.unwrap_or_default();
+        for (p, part) in &mut self.parts {
+            let floor = self.floors.get(p).copied().unwrap_or(0);
+            while part.lines.front().is_some_and(|l| l.commit < floor) {
+                part.lines.pop_front();
+            }
+            let newer = |marks: &VecDeque<(i64, TaskAudit)>, commit| {
+                marks.back().is_none_or(|(_, s)| s.commit < commit)
+            };
+            if let Some(state) = self.audit.task(*p)
+                && part.marks.len() < MARKS
+                && newer(&part.marks, state.commit)
+            {
+                part.marks.push_back((part.next, state.clone()));
+            }
+            while part.marks.get(1).is_some_and(|(_, s)| s.commit <= floor) {
+                part.marks.pop_front();
+            }
+        }
+        unlike
+    }
+
+    fn compare(
+        &mut self,
+        table: Table,
+        layer: Layer,
+        of: Rows,
+        pinned: &Pinned,
+    ) -> Result<(), Unlike> {
+        let (mut expected, mut slack) = (0, 0);
+        for (p, position) in &pinned.watermarks().positions {
+            if position.commit == 0 {
+                continue;
+            }
+            let unknown = |why: &str| {
+                Unlike::Unknown(format!(
+                    "{table} is at commit {} of partition {p}, {why}",
+                    position.commit
+                ))
+            };
+            let part = self.parts.get(p);
+            let part = part.ok_or_else(|| unknown("whose ledger another instance reads"))?;
+            let reached = self.audit.task(*p).map_or(0, |s| s.commit);
+            if reached < position.commit {
+                return Err(Unlike::Ahead);
+            }
+            let at = part.lines.partition_point(|l| l.commit < position.commit);
+            let line = part.lines.get(at).filter(|l| l.commit == position.commit);
+            let line = line.ok_or_else(|| {
+                unknown(
+                    "of which the ledger's totals are not known: its beginning is gone, or the \
+                     audit went on from a later state; `finlake reconcile` compares every commit",
+                )
+            })?;
+            expected += of(line);
+            slack += line.corrected;
+        }
+        let rows = pinned
+            .metadata()
+            .current_snapshot()
+            .and_then(|s| s.summary().additional_properties.get("total-records"))
+            .and_then(|n| n.parse::<i64>().ok())
+            .unwrap_or(0);
+        let name = table.to_string();
+        self.metrics.audit_table(&name, rows - expected);
+        let of = Of {
+            layer,
+            table: &name,
+        };
+        // Only versions can be taken back.
+        let slack = if table.versioned() { slack } else { 0 };
+        let found = &mut self.totals;
+        counts::totals(of, pinned.snapshot_id(), expected, rows, slack, found);
+        self.compared.insert(name);
+        Ok(())
+    }
+
+    /// Findings as metrics, log lines and breaks, each once; ends those about row counts that are right again.
+    ///
+    /// # Errors
+    /// Kafka does not answer: the findings are kept for the next time.
+    pub fn tell(&mut self) -> Result<()> {
+        let found = [&self.ledger, &self.totals];
+        let found = found.into_iter().flat_map(|f| f.list());
+        self.seen.extend(found.map(|f| f.id()));
+        if let Some(known) = &self.known
+            && self.changes(known).is_empty()
+        {
+            self.ledger = Findings::default();
+            return Ok(());
+        }
+        // Others write breaks too.
+        let mut known = Known::read(&self.config, &self.codec).context("known breaks")?;
+        let changed = self.changes(&known);
+        self.publisher.send(&self.codec, &changed)?;
+        for b in changed {
+            if b.status == BreakStatus::Opened {
+                self.metrics.audit_finding(b.kind.as_str(), &b.layer);
+                tracing::error!(
+                    kind = b.kind.as_str(),
+                    key = b.key,
+                    cause = b.cause,
+                    expected = b.expected,
+                    actual = b.actual,
+                    "audit: {}",
+                    b.detail
+                );
+            } else {
+                tracing::info!(key = b.key, cause = b.cause, "audit: no longer found");
+            }
+            fold(&mut known, b);
+        }
+        self.known = Some(known);
+        self.ledger = Findings::default();
+        Ok(())
+    }
+
+    fn changes(&self, known: &BTreeMap<[u8; 16], Break>) -> Vec<Break> {
+        let now = now();
+        let mut changed = Vec::new();
+        for finding in self.ledger.list().iter().chain(self.totals.list()) {
+            let before = known.get(&finding.id());
+            if before.is_none_or(|b| b.status == BreakStatus::Resolved) {
+                let later = before.map_or(now, |b| now.max(b.system_time + 1));
+                changed.push(finding.to_break(NAME, later));
+            }
+        }
+        let still: BTreeSet<_> = self.totals.list().iter().map(|f| f.id()).collect();
+        let ended = known.values().filter(|b| {
+            b.status != BreakStatus::Resolved
+                && b.cause.starts_with(TOTAL)
+                && self.compared.contains(&b.table)
+                && !still.contains(&b.break_id)
+        });
+        changed.extend(ended.map(|b| resolved(b, now)));
+        changed
+    }
+
+    /// Breaks that are open: found by this process, or by an audit before it. Nothing is known before `tell`.
+    pub fn open(&self) -> usize {
+        let known = self.known.iter().flat_map(|known| known.values());
+        known
+            .filter(|b| b.status == BreakStatus::Opened)
+            .filter(|b| b.found_by == NAME || self.seen.contains(&b.break_id))
+            .count()
+    }
+
+    /// Offsets and states that may be kept, see the module. Call it only after a `tell` that succeeded.
+    pub fn marks(&self) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (p, part) in &self.parts {
+            let floor = self.floors.get(p).copied().unwrap_or(0);
+            let Some((next, state)) = part.marks.front().filter(|(_, s)| s.commit <= floor) else {
+                continue;
+            };
+            let text = state.encode();
+            let mut element = list.add_partition(topics::LEDGER, *p);
+            if element.set_offset(Offset::Offset(*next)).is_ok() && text.len() <= METADATA {
+                element.set_metadata(text.as_str());
+            }
+        }
+        list
+    }
+}
