@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use finlake::config::{Config, Inputs};
 use finlake::generate::Rng;
 use finlake_devkafka::DevKafka;
 use finlake_schemas::registry::{RegistryConfig, Subject};
@@ -21,10 +23,11 @@ pub const PARTITIONS: i32 = 4;
 /// A Kafka, a registry, a lakehouse folder and state folders of instances.
 pub struct World {
     pub bootstrap: String,
-    registry: DevKafka,
+    registry: Arc<DevKafka>,
     dir: tempfile::TempDir,
     pub codec: Codec,
     intervals: &'static str,
+    app: String,
 }
 
 impl World {
@@ -35,6 +38,15 @@ impl World {
 
     pub fn at(bootstrap: String, intervals: &'static str) -> World {
         let registry = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+        World::with(bootstrap, Arc::new(registry), intervals, "finlake")
+    }
+
+    fn with(
+        bootstrap: String,
+        registry: Arc<DevKafka>,
+        intervals: &'static str,
+        app: &str,
+    ) -> World {
         let url = registry.registry_url().unwrap();
         let codec = Codec::connect(RegistryConfig::new(&url), &Subject::all()).unwrap();
         World {
@@ -43,37 +55,63 @@ impl World {
             dir: tempfile::tempdir().unwrap(),
             codec,
             intervals,
+            app: app.to_owned(),
         }
+    }
+
+    /// The same topics, read by another application into tables of its own.
+    pub fn beside(&self, app: &str) -> World {
+        let (bootstrap, registry) = (self.bootstrap.clone(), self.registry.clone());
+        World::with(bootstrap, registry, self.intervals, app)
     }
 
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("lake")
     }
 
-    /// A command of an instance: own state folder, shared tables.
+    /// Settings of an instance: own state folder, shared tables.
+    fn settings(&self, instance: &str) -> Vec<(&'static str, String)> {
+        let state = self.dir.path().join(format!("state-{instance}"));
+        vec![
+            ("kafka.bootstrap_servers", self.bootstrap.clone()),
+            ("registry.url", self.registry.registry_url().unwrap()),
+            ("kafka.application_id", self.app.clone()),
+            ("kafka.partitions", PARTITIONS.to_string()),
+            ("kafka.instance_id", instance.to_owned()),
+            ("state.dir", state.display().to_string()),
+            ("stream.intervals", self.intervals.to_owned()),
+            ("stream.session_timeout_ms", "8000".to_owned()),
+            ("stream.transaction_timeout_ms", "4000".to_owned()),
+            ("lake.commit_interval", "1s".to_owned()),
+            ("serve.listen", "127.0.0.1:0".to_owned()),
+        ]
+    }
+
+    /// A command of an instance.
     pub fn finlake(&self, instance: &str) -> Finlake {
         self.finlake_at(instance, &self.data())
     }
 
     /// The same with tables of its own.
     pub fn finlake_at(&self, instance: &str, data: &Path) -> Finlake {
-        Finlake::new()
+        let finlake = Finlake::new()
             .name(&format!("finlake-{instance}"))
-            .data(data)
-            .arg("--bootstrap")
-            .arg(&self.bootstrap)
-            .set("registry.url", self.registry.registry_url().unwrap())
-            .set("kafka.partitions", PARTITIONS)
-            .set("kafka.instance_id", instance)
-            .set(
-                "state.dir",
-                self.dir.path().join(format!("state-{instance}")).display(),
-            )
-            .set("stream.intervals", self.intervals)
-            .set("stream.session_timeout_ms", 8000)
-            .set("stream.transaction_timeout_ms", 4000)
-            .set("lake.commit_interval", "1s")
-            .set("serve.listen", "127.0.0.1:0")
+            .data(data);
+        let settings = self.settings(instance);
+        settings.iter().fold(finlake, |f, (k, v)| f.set(k, v))
+    }
+
+    /// The same, for what runs inside of the test.
+    pub fn config(&self, instance: &str) -> Config {
+        let settings = self.settings(instance).into_iter();
+        let inputs = Inputs {
+            data: Some(self.data()),
+            overrides: settings
+                .map(|(k, v)| (k.to_owned(), v, "--set".to_owned()))
+                .collect(),
+            ..Inputs::default()
+        };
+        Config::load(&inputs).unwrap()
     }
 
     pub fn create_topics(&self) {
@@ -291,6 +329,7 @@ fn two_instances_on_apache_kafka_equal_the_recomputation() {
     assert_eq!(b.stop(secs(60)), 0, "{}", b.tail());
     world.finish("a");
     world.verify();
+    world.reconciles();
 }
 
 /// kill -9 at random moments, restarted each time with its store.
@@ -326,6 +365,7 @@ pub fn kills(world: &World, kills: usize, trades: u64, seed: u64) {
     world.finish("a");
     world.verify();
     world.replays();
+    world.reconciles();
 }
 
 #[test]
@@ -366,4 +406,5 @@ fn a_zombie_woken_after_its_session_doubles_nothing() {
     world.finish("b");
     world.verify();
     world.replays();
+    world.reconciles();
 }

@@ -5,12 +5,15 @@
 mod harness;
 
 mod asof;
+mod breaks;
 mod capture;
+mod clean;
 mod corrections;
 mod exact;
 mod faults;
 mod java;
 mod oracle;
+mod planted;
 mod readers;
 mod reconcile;
 mod replay;
