@@ -1,5 +1,6 @@
 //! One file per subject; every test is ignored and run by `./test --bench`.
 
+mod audit;
 mod bronze;
 mod catching_up;
 mod latency;
