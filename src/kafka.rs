@@ -67,7 +67,8 @@ impl ConsumerContext for Moves {
     }
 }
 
-/// A member of a group of its own, subscribed to one topic.
+/// A member of a group of its own, subscribed to one topic. Nobody waits for what it reads: records come in batches, at
+/// most two seconds late, since an answer for each would cost more than the work on it.
 ///
 /// # Errors
 /// Impossible client settings.
@@ -77,6 +78,8 @@ pub fn member(config: &Config, group: &str, topic: &str) -> Result<BaseConsumer<
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("isolation.level", "read_committed")
+        .set("fetch.min.bytes", "1048576")
+        .set("fetch.wait.max.ms", "2000")
         .set("auto.offset.reset", "earliest")
         .create_with_context(Moves::default())?;
     consumer.subscribe(&[topic])?;

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use finlake_lakehouse::follows;
 use finlake_schemas::{Break, Codec, keys, topics};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::{ClientContext, Message};
 
 use crate::config::Config;
@@ -95,7 +96,8 @@ impl ProducerContext for Deliveries {
 
 /// Sends versions of breaks; by key, so that all versions of one lie in one partition in order.
 pub struct Publisher {
-    producer: ThreadedProducer<Deliveries>,
+    /// Polled while it sends only: a thread that polls for it would cost more than the whole audit.
+    producer: BaseProducer<Deliveries>,
     deliveries: Deliveries,
 }
 
@@ -127,8 +129,14 @@ impl Publisher {
             let (mut key, mut value) = (Vec::new(), Vec::new());
             keys::breaks(found.break_id, &mut key);
             codec.encode_break(found, &mut value)?;
-            let record = BaseRecord::to(topics::BREAKS).key(&key).payload(&value);
-            self.producer.send(record).map_err(|(e, _)| e)?;
+            let mut record = BaseRecord::to(topics::BREAKS).key(&key).payload(&value);
+            while let Err((e, back)) = self.producer.send(record) {
+                let KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) = e else {
+                    return Err(e.into());
+                };
+                self.producer.poll(Duration::from_millis(50));
+                record = back;
+            }
         }
         if all.is_empty() {
             return Ok(());

@@ -16,7 +16,7 @@ use finlake_devkafka::{DevKafka, Storage};
 use finlake_schemas::topics;
 use tokio::runtime::Handle;
 
-use crate::app::{App, Sinks, Streams, ends, sink_breaks, start_audit};
+use crate::app::{App, Sinks, Streams, audit_once, ends, sink_breaks, start_audit};
 use crate::audit::Audit;
 use crate::cli::{DemoArgs, Global};
 use crate::config::{Config, Inputs};
@@ -339,5 +339,6 @@ fn drain(
     // Last, so that it has seen the last entries and the tables with them.
     audit.stop();
     audit.join()?;
+    audit_once(app, runtime)?;
     sink_breaks(app, runtime)
 }
