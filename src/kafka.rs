@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
 
 use crate::config::Config;
@@ -115,12 +116,18 @@ impl Topic {
             .consumer
             .fetch_metadata(Some(self.name), PATIENCE)
             .with_context(|| format!("Kafka does not answer about {}", self.name))?;
-        let partitions: Vec<i32> = metadata
-            .topics()
-            .iter()
-            .filter(|t| t.name() == self.name && t.error().is_none())
-            .flat_map(|t| t.partitions().iter().map(|p| p.id()))
-            .collect();
+        let mut partitions = Vec::new();
+        for topic in metadata.topics().iter().filter(|t| t.name() == self.name) {
+            match topic.error() {
+                None => partitions.extend(topic.partitions().iter().map(|p| p.id())),
+                // Only this says that there is none.
+                Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => {}
+                Some(error) => {
+                    let code = RDKafkaErrorCode::from(error);
+                    bail!("topic {} cannot be described: {code}", self.name);
+                }
+            }
+        }
         let mut bounds = BTreeMap::new();
         for p in partitions {
             bounds.insert(p, self.consumer.fetch_watermarks(self.name, p, PATIENCE)?);

@@ -90,17 +90,17 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Tables(args) => commands::tables::run(global, &load()?, args),
         Command::History(args) => commands::history::run(global, &load()?, args),
         Command::Replay(args) => {
-            let (config, _broker) = commands::reached(global, load()?)?;
+            let (config, _broker) = commands::reached(load()?)?;
             commands::replay::run(global, config, args)
         }
         Command::Reset(args) => commands::reset::run(global, load()?, args),
         Command::Reconcile(args) => commands::reconcile::run(global, &load()?, args),
         Command::Breaks(command) => {
-            let (config, _broker) = commands::reached(global, load()?)?;
+            let (config, _broker) = commands::reached(load()?)?;
             commands::breaks::run(global, &config, command)
         }
         Command::Dlq(command) => {
-            let (config, _broker) = commands::reached(global, load()?)?;
+            let (config, _broker) = commands::reached(load()?)?;
             commands::dlq::run(global, &config, command)
         }
         Command::Topics(command) => commands::topics::run(global, &load()?, command),

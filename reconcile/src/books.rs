@@ -55,6 +55,14 @@ impl Books {
         self.lines.insert((entry.task, entry.commit), line);
     }
 
+    /// Every partition's entries are here from its first commit on: retention took none.
+    pub fn are_whole(&self) -> bool {
+        let mut task = None;
+        self.lines
+            .keys()
+            .all(|&(partition, commit)| task.replace(partition) == Some(partition) || commit <= 1)
+    }
+
     /// Nothing was read.
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
@@ -82,5 +90,37 @@ impl Books {
             }
         }
         rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn books_are_whole_if_each_partition_begins_with_its_first_commit() {
+        let books = |keys: &[(i32, i64)]| Books {
+            lines: keys
+                .iter()
+                .map(|k| {
+                    (
+                        *k,
+                        Line {
+                            system_time: 0,
+                            taken: None,
+                            bars: 0,
+                            metrics: 0,
+                            stream_times: Vec::new(),
+                            last: false,
+                        },
+                    )
+                })
+                .collect(),
+            ..Books::default()
+        };
+        assert!(books(&[(0, 1), (0, 2), (1, 1), (1, 2)]).are_whole());
+        assert!(!books(&[(0, 1), (0, 2), (1, 5), (1, 6)]).are_whole());
+        assert!(!books(&[(0, 2), (1, 1)]).are_whole());
+        assert!(books(&[]).are_whole());
     }
 }

@@ -284,6 +284,8 @@ pub struct Scope {
     pub symbol: Option<String>,
     /// Causes that were not looked at this time (a source was not reachable).
     pub unchecked: BTreeSet<String>,
+    /// Looked at as of an earlier system time: what came later may be broken still.
+    pub past: bool,
 }
 
 impl Scope {
@@ -295,7 +297,11 @@ impl Scope {
             .as_ref()
             .is_none_or(|s| known.symbol.as_ref() == Some(s));
         let cause = known.cause.split(':').next().unwrap_or_default();
-        self.layers.contains(&known.layer) && date && symbol && !self.unchecked.contains(cause)
+        !self.past
+            && self.layers.contains(&known.layer)
+            && date
+            && symbol
+            && !self.unchecked.contains(cause)
     }
 }
 
@@ -333,7 +339,10 @@ pub fn changes(
     for (id, b) in known {
         // A total is the sum of what every commit is checked for.
         let outdone = b.cause.starts_with(TOTAL) && !miscounted.contains(b.table.as_str());
+        // The ledger cannot heal; its entries can only be forgotten.
+        let heals = b.layer != Layer::Ledger.as_str();
         if b.status != BreakStatus::Resolved
+            && heals
             && !seen.contains(id)
             && (b.found_by == found_by || outdone)
             && scope.covers(b)
@@ -453,6 +462,24 @@ mod tests {
     }
 
     #[test]
+    fn the_ledger_does_not_heal() {
+        let finding = Finding::new(
+            BreakKind::Missing,
+            Layer::Ledger,
+            "finlake.ledger",
+            "0:7",
+            "INV-12:commit",
+        );
+        let known = BTreeMap::from([(finding.id(), finding.to_break("reconcile", 1))]);
+        let all = Scope {
+            layers: BTreeSet::from(["ledger".to_owned()]),
+            ..Scope::default()
+        };
+        let gone = changes(&Findings::default(), &known, &all, "reconcile", 9);
+        assert_eq!(gone, Changes::default(), "its entry was only forgotten");
+    }
+
+    #[test]
     fn only_what_was_looked_at_is_resolved() {
         let mut found = Findings::default();
         found.push(finding("a"));
@@ -476,6 +503,7 @@ mod tests {
         assert_eq!(resolves(symbol, "reconcile").len(), 0);
         let gold = other(|s| s.layers = BTreeSet::from(["gold".to_owned()]));
         assert_eq!(resolves(gold, "reconcile").len(), 0);
+        assert_eq!(resolves(other(|s| s.past = true), "reconcile").len(), 0);
         let unread = other(|s| s.unchecked = BTreeSet::from(["row".to_owned()]));
         assert_eq!(resolves(unread, "reconcile").len(), 0);
     }

@@ -245,6 +245,11 @@ pub async fn run(
     };
     if let Some(books) = run.books {
         run.report.findings.absorb(books.findings.clone());
+        if !books.are_whole() {
+            // Commits before the first that is left were not counted.
+            let causes = ["INV-13", "position", "accepted"].map(str::to_owned);
+            run.report.unchecked_causes.extend(causes);
+        }
     } else {
         run.report
             .unchecked_causes

@@ -190,6 +190,11 @@ impl Auditor {
         Ok(())
     }
 
+    /// Where each partition's reading goes on; 0: with its first record.
+    pub fn positions(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+        self.parts.iter().map(|(p, part)| (*p, part.next))
+    }
+
     /// Entries folded.
     pub fn entries(&self) -> u64 {
         self.audit.entries()
@@ -314,7 +319,9 @@ impl Auditor {
         let found = [&self.ledger, &self.totals];
         let found = found.into_iter().flat_map(|f| f.list());
         self.seen.extend(found.map(|f| f.id()));
-        if let Some(known) = &self.known
+        // What others wrote since matters only to what is found: they may have ended it.
+        let finds = !self.ledger.is_empty() || !self.totals.is_empty();
+        if let Some(known) = self.known.as_ref().filter(|_| !finds)
             && self.changes(known).is_empty()
         {
             self.ledger = Findings::default();

@@ -7,14 +7,14 @@
 //! The state of each partition lies in the group's offset metadata. With `--until-caught-up` no group is joined: the
 //! ledger is read from there to its end, once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use finlake_lakehouse::Lakehouse;
+use finlake_lakehouse::{Lakehouse, Table};
 use finlake_reconcile::TaskAudit;
 use finlake_schemas::{Codec, topics};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
@@ -64,6 +64,7 @@ impl Audit {
         let mut worker = Worker {
             consumer: Arc::new(consumer),
             auditor: Auditor::new(config, codec, lake, metrics, runtime)?,
+            unable: BTreeSet::new(),
         };
         let control = Arc::new(AuditControl::default());
         let inner = control.clone();
@@ -98,17 +99,30 @@ impl Audit {
 struct Worker {
     consumer: Arc<BaseConsumer<Moves>>,
     auditor: Auditor,
+    /// Tables that could not be compared at the last look.
+    unable: BTreeSet<String>,
 }
 
 impl Worker {
     fn run(&mut self, control: &AuditControl) -> Result<()> {
         let mut due = Instant::now() + EVERY;
+        let mut pause = Duration::from_millis(500);
         loop {
             let stopping = control.stop.load(Ordering::Relaxed);
-            self.poll()?;
+            match self.poll() {
+                Ok(()) => pause = Duration::from_millis(500),
+                // The pipeline does not stop because its audit cannot read.
+                Err(e) => {
+                    tracing::warn!("audit: {e:#}; it reads on in {pause:?}");
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_secs(30));
+                    self.seek_back();
+                }
+            }
             if stopping || Instant::now() >= due {
                 due = Instant::now() + EVERY;
-                self.auditor.look();
+                let unlike = self.auditor.look();
+                self.complain(unlike);
                 match self.auditor.tell() {
                     Ok(()) => keep(&self.consumer, &self.auditor),
                     // What was found is told the next time; a restart finds it again.
@@ -119,6 +133,38 @@ impl Worker {
                 return Ok(());
             }
         }
+    }
+
+    /// What was polled and not folded is read again.
+    fn seek_back(&self) {
+        for (p, next) in self.auditor.positions() {
+            let at = match next {
+                0 => Offset::Beginning,
+                next => Offset::Offset(next),
+            };
+            if let Err(e) = self
+                .consumer
+                .seek(topics::LEDGER, p, at, Duration::from_secs(10))
+            {
+                tracing::debug!("audit: partition {p}: {e}");
+            }
+        }
+    }
+
+    /// Says once of each table that it cannot be compared, until it can.
+    fn complain(&mut self, unlike: Vec<(Table, Unlike)>) {
+        let mut unable = BTreeSet::new();
+        for (table, why) in unlike {
+            let Unlike::Unknown(why) = why else { continue };
+            let name = table.to_string();
+            if !self.unable.contains(&name) {
+                tracing::warn!(
+                    "audit: the rows of {table} are not compared with the ledger (INV-13): {why}"
+                );
+            }
+            unable.insert(name);
+        }
+        self.unable = unable;
     }
 
     /// Folds what has come; waits a little if there is nothing.
@@ -150,31 +196,38 @@ impl Worker {
     /// beginning instead of their offset.
     fn rebalanced(&mut self) -> Result<Vec<i32>> {
         let mut sought = Vec::new();
-        let events = std::mem::take(&mut *self.consumer.context().0.lock());
-        for (came, partitions) in events {
-            if !came {
-                for p in partitions {
-                    self.auditor.forget(p);
-                }
-                continue;
+        loop {
+            // An event is gone only when it has been answered.
+            let event = self.consumer.context().0.lock().first().cloned();
+            let Some((came, partitions)) = event else {
+                return Ok(sought);
+            };
+            if came {
+                self.take_over(&partitions, &mut sought)?;
+            } else {
+                partitions.iter().for_each(|p| self.auditor.forget(*p));
             }
-            let mut kept = kept(&*self.consumer, &partitions)?;
-            for p in partitions {
-                let (low, _) =
-                    self.consumer
-                        .fetch_watermarks(topics::LEDGER, p, Duration::from_secs(10))?;
-                let kept = kept.remove(&p);
-                if let Some((_, None)) = kept {
-                    let wait = Duration::from_secs(10);
-                    self.consumer
-                        .seek(topics::LEDGER, p, Offset::Beginning, wait)?;
-                    sought.push(p);
-                }
-                let state = kept.and_then(|(next, state)| Some((next, state?)));
-                self.auditor.begin(p, state, low);
-            }
+            self.consumer.context().0.lock().remove(0);
         }
-        Ok(sought)
+    }
+
+    fn take_over(&mut self, partitions: &[i32], sought: &mut Vec<i32>) -> Result<()> {
+        let mut kept = kept(&*self.consumer, partitions)?;
+        for &p in partitions {
+            let (low, _) =
+                self.consumer
+                    .fetch_watermarks(topics::LEDGER, p, Duration::from_secs(10))?;
+            let kept = kept.remove(&p);
+            if let Some((_, None)) = kept {
+                let wait = Duration::from_secs(10);
+                self.consumer
+                    .seek(topics::LEDGER, p, Offset::Beginning, wait)?;
+                sought.push(p);
+            }
+            let state = kept.and_then(|(next, state)| Some((next, state?)));
+            self.auditor.begin(p, state, low);
+        }
+        Ok(())
     }
 }
 

@@ -62,9 +62,18 @@ async fn existing_lake(config: &Config) -> Result<Lakehouse> {
 ///
 /// # Errors
 /// The folder is damaged, or another process runs a broker on it.
-pub fn reached(global: &Global, mut config: Config) -> Result<(Config, Option<DevKafka>)> {
+pub fn reached(mut config: Config) -> Result<(Config, Option<DevKafka>)> {
     let folder = config.data.kafka();
-    if !folder.is_dir() || kafka::reachable(&config) {
+    // A cluster elsewhere is never replaced by what an old demo left here.
+    let near = |server: &str| {
+        let host = server
+            .trim()
+            .rsplit_once(':')
+            .map_or(server, |(host, _)| host);
+        ["127.0.0.1", "localhost", "[::1]"].contains(&host.trim())
+    };
+    let is_here = config.kafka.bootstrap_servers.split(',').all(near);
+    if !is_here || !folder.is_dir() || kafka::reachable(&config) {
         return Ok((config, None));
     }
     let broker = DevKafka::start(finlake_devkafka::Config {
@@ -78,8 +87,9 @@ pub fn reached(global: &Global, mut config: Config) -> Result<(Config, Option<De
             folder.display()
         )
     })?;
+    // Also with --quiet: it matters which topics were read or written.
     remark(
-        global.quiet,
+        false,
         &format!("reading the embedded broker's folder {}", folder.display()),
     );
     config.kafka.bootstrap_servers = broker.bootstrap();

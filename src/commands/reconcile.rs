@@ -82,7 +82,7 @@ pub fn run(global: &Global, config: &Config, args: &ReconcileArgs) -> Result<u8>
     let lake = runtime.block_on(super::existing_lake(config))?;
     let mut options = options(config, args)?;
     let mut unread = Vec::new();
-    let source = match Source::open(global, config, args)? {
+    let source = match Source::open(config, args)? {
         Ok(source) => source,
         Err(why) => {
             unread.push(why);
@@ -141,11 +141,17 @@ pub fn run(global: &Global, config: &Config, args: &ReconcileArgs) -> Result<u8>
                 .push(format!("breaks were not written: {e:#}")),
         }
     }
-    if let Some(path) = &args.metrics {
-        metrics::write(&report, now(), path)?;
-    }
+    // The report is worth more than its copy for a collector.
     print(global, &report)?;
+    let written = args
+        .metrics
+        .as_ref()
+        .map(|path| metrics::write(&report, now(), path));
+    if let Some(Err(e)) = &written {
+        remark(false, &format!("the metrics were not written: {e:#}"));
+    }
     Ok(match report.exit_code() {
+        0 if matches!(written, Some(Err(_))) => UNCHECKED,
         0 => SAME,
         1 => DIFFERS,
         _ => UNCHECKED,
@@ -254,6 +260,7 @@ fn tell(source: &Source, options: &Options, report: &Report) -> Result<String> {
         date: options.dates.map(|(from, _)| from),
         symbol: options.symbol.clone(),
         unchecked,
+        past: options.as_of.is_some(),
     };
     let mut made = changes(&report.findings, &known, &scope, NAME, now());
     if !report.unchecked.is_empty() {

@@ -300,3 +300,24 @@ fn the_topology_is_described_without_a_registry() {
     let unique: BTreeMap<_, _> = changelogs.iter().map(|c| (c, ())).collect();
     assert_eq!(unique.len(), changelogs.len());
 }
+
+#[test]
+fn a_cluster_elsewhere_is_never_replaced_by_the_folder_of_a_demo() {
+    let here = Fixture::new();
+    std::fs::create_dir_all(here.config.data.kafka()).unwrap();
+    for servers in ["kafka-1.example:9092", "127.0.0.1:1,kafka-1.example:9092"] {
+        let mut config = here.config.clone();
+        config.kafka.bootstrap_servers = servers.to_owned();
+        let (kept, broker) = reached(config).unwrap();
+        assert_eq!(kept.kafka.bootstrap_servers, servers);
+        assert!(broker.is_none());
+    }
+    // A cluster that answers is kept; one on this machine that does not is the demo's.
+    let (kept, broker) = reached(here.config.clone()).unwrap();
+    assert_eq!(kept.kafka.bootstrap_servers, here.broker.bootstrap());
+    assert!(broker.is_none());
+    let mut config = here.config.clone();
+    config.kafka.bootstrap_servers = "127.0.0.1:1".to_owned();
+    let (found, broker) = reached(config).unwrap();
+    assert_eq!(found.kafka.bootstrap_servers, broker.unwrap().bootstrap());
+}

@@ -94,11 +94,24 @@ pub fn read(path: &Path, options: &KlineOptions) -> Result<KlineFile, IngestErro
         file: path.to_owned(),
         error,
     };
+    let too_large = || IngestError::Layout {
+        file: path.to_owned(),
+        why: format!(
+            "more than {} MiB, unpacked: split it, or take the klines out of it first",
+            MAX_FILE >> 20
+        ),
+    };
+    if std::fs::metadata(path).map_err(failed)?.len() > MAX_FILE {
+        return Err(too_large());
+    }
     let bytes = std::fs::read(path).map_err(failed)?;
     let mut plain = Vec::new();
     if bytes.starts_with(&[0x1f, 0x8b]) {
-        let mut unpacked = MultiGzDecoder::new(bytes.as_slice()).take(MAX_FILE);
+        let mut unpacked = MultiGzDecoder::new(bytes.as_slice()).take(MAX_FILE + 1);
         unpacked.read_to_end(&mut plain).map_err(failed)?;
+        if plain.len() as u64 > MAX_FILE {
+            return Err(too_large());
+        }
     } else {
         plain = bytes;
     }

@@ -79,7 +79,13 @@ impl<'a> Retained<'a> {
             return Ok((*low, all[a..b.max(a)].to_vec()));
         }
         let opened = self.opened(topics::TICKS)?;
-        let (low, high) = opened.bounds.get(&partition).copied().unwrap_or((0, 0));
+        let bounds = opened.bounds.get(&partition).copied();
+        let (low, high) = bounds.with_context(|| {
+            format!(
+                "{} has no partition {partition}, of which the table has rows",
+                topics::TICKS
+            )
+        })?;
         if high - low > KEPT {
             let range = (from.max(low), to.min(high));
             return self.range(&opened.topic, partition, low, range);

@@ -44,11 +44,7 @@ impl Source {
     ///
     /// # Errors
     /// The registry's configuration cannot be used.
-    pub fn open(
-        global: &Global,
-        config: &Config,
-        args: &ReconcileArgs,
-    ) -> Result<Result<Option<Source>, String>> {
+    pub fn open(config: &Config, args: &ReconcileArgs) -> Result<Result<Option<Source>, String>> {
         if args.no_kafka {
             return Ok(Ok(None));
         }
@@ -62,7 +58,7 @@ impl Source {
         if !config.data.kafka().is_dir() && !reachable(config) {
             return Ok(Err(silent()));
         }
-        let (config, broker) = match reached(global, config.clone()) {
+        let (config, broker) = match reached(config.clone()) {
             Ok(reached) => reached,
             Err(e) => {
                 tracing::warn!("{e:#}");

@@ -133,7 +133,7 @@ impl Run<'_> {
     ) -> Result<std::result::Result<String, String>> {
         let pinned = match self.lake.snapshot(Table::Bars).await {
             Ok(pinned) => pinned,
-            Err(e) => return Ok(Ok(format!("{} cannot be read: {e}", Table::Bars))),
+            Err(e) => return Ok(Err(format!("{} cannot be read: {e}", Table::Bars))),
         };
         let texts = ["source", "symbol", "bar_interval", "basis"];
         let prices = ["open", "high", "low", "close", "volume"];

@@ -59,7 +59,12 @@ impl Run<'_> {
                 Err(why) => self.report.unchecked.push(why),
                 Ok((first, expected)) => {
                     let have: BTreeSet<i64> = rows.iter().map(|r| r.0).collect();
-                    let retained = rows.iter().copied().filter(|r| r.0 >= first).collect();
+                    let retained: Vec<_> = rows.iter().copied().filter(|r| r.0 >= first).collect();
+                    if retained.len() < rows.len() {
+                        // What the topic no longer has cannot be found, nor found right again.
+                        let causes = ["content", "invented"].map(str::to_owned);
+                        self.report.unchecked_causes.extend(causes);
+                    }
                     let expected = expected
                         .into_iter()
                         .filter(|r| have.contains(&r.0))
