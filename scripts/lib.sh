@@ -45,15 +45,29 @@ make_venv() {
     { apt_install python3-venv && "$1" -m venv "$2" >&2; }
 }
 
-# has_libclang: whether RocksDB's bindgen will find a libclang, in the places it looks.
+# a_libclang PATTERN: whether a file of this pattern is libclang. Its namesake for C++ programs
+# (libclang-cpp.so.14, which comes with LLVM's tools) is another library, and bindgen skips it.
+a_libclang() {
+  local file
+  while IFS= read -r file; do
+    case ${file##*/} in
+      libclang-cpp* | *.a) ;;
+      *) return 0 ;;
+    esac
+  done < <(compgen -G "$1")
+  return 1
+}
+
+# has_libclang: whether RocksDB's bindgen will find a libclang, in the places it looks, which are
+# below $1 where a test says so.
 has_libclang() {
-  local pattern
+  local pattern below=${1:-}
   if [ -n "${LIBCLANG_PATH:-}" ]; then
-    compgen -G "$LIBCLANG_PATH/libclang*" >/dev/null || [ -f "$LIBCLANG_PATH" ]
+    a_libclang "$LIBCLANG_PATH/libclang*" || [ -f "$LIBCLANG_PATH" ]
     return
   fi
-  if command -v llvm-config >/dev/null &&
-    compgen -G "$(llvm-config --libdir)/libclang[.-]*" >/dev/null; then
+  if [ -z "$below" ] && command -v llvm-config >/dev/null &&
+    a_libclang "$(llvm-config --libdir)/libclang[.-]*"; then
     return
   fi
   for pattern in \
@@ -63,7 +77,7 @@ has_libclang() {
     '/Library/Developer/CommandLineTools/usr/lib/libclang.dylib' \
     '/Applications/Xcode.app/Contents/Developer/Toolchains/*/usr/lib/libclang.dylib' \
     '/opt/homebrew/opt/llvm*/lib/libclang.dylib' '/usr/local/opt/llvm*/lib/libclang.dylib'; do
-    compgen -G "$pattern" >/dev/null && return
+    a_libclang "$below$pattern" && return
   done
   return 1
 }

@@ -72,6 +72,29 @@ fn a_real_broker_commits_survives_a_kill_and_hides_what_is_open() {
     assert_eq!(committed(&kafka, "t"), expected);
 }
 
+#[test]
+fn libclang_is_told_from_its_namesake() {
+    let dir = tempfile::tempdir().unwrap();
+    let lib = dir.path().join("usr/lib/llvm-14/lib");
+    std::fs::create_dir_all(&lib).unwrap();
+    let there = || {
+        Command::new("bash")
+            .args(["-c", "source scripts/lib.sh; has_libclang \"$1\"", "-"])
+            .arg(dir.path())
+            .env_remove("LIBCLANG_PATH")
+            .current_dir(harness::root())
+            .status()
+            .unwrap()
+            .success()
+    };
+    assert!(!there(), "nothing is there");
+    // LLVM's tools bring it; bindgen needs the other.
+    std::fs::write(lib.join("libclang-cpp.so.14"), "").unwrap();
+    assert!(!there(), "taken for libclang");
+    std::fs::write(lib.join("libclang-14.so.1"), "").unwrap();
+    assert!(there(), "libclang was not found");
+}
+
 fn alive(pid: u32) -> bool {
     let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !state.is_empty() && !state.contains(") Z ")
