@@ -10,6 +10,6 @@ mod cells;
 mod versions;
 
 pub use bars::BarsRows;
-pub use bronze::{BronzeRows, RecordAt};
+pub use bronze::{BronzeRows, RecordAt, fits_columns, representable};
 pub(crate) use versions::BreakAt;
 pub use versions::{VersionMeta, VersionRows, Versions};

@@ -342,6 +342,11 @@ impl SeenIds {
         self.chunks.entry(chunk).or_default().insert(at)
     }
 
+    /// None was seen.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
     /// Whether an id was seen.
     pub fn contains(&self, id: i64) -> bool {
         let (chunk, at) = place(id);

@@ -55,20 +55,38 @@ pub fn validate(
     kafka_ts_ms: i64,
     limits: &Limits,
 ) -> Result<Trade, Reject> {
-    let (source, symbol) = (tick.source.as_bytes(), tick.symbol.as_bytes());
+    if !names_hold(tick.source, tick.symbol, key) {
+        return Err(bad_names(tick, key));
+    }
+    validate_values(tick, kafka_ts_ms, limits)
+}
+
+/// Whether source and symbol are names, and the record's key says the same: the half of
+/// [`validate`] that is the same for all records of one instrument.
+#[inline]
+pub fn names_hold(source: &str, symbol: &str, key: Option<&[u8]>) -> bool {
+    let (source, symbol) = (source.as_bytes(), symbol.as_bytes());
     let key_holds = key.is_some_and(|k| {
         k.len() == source.len() + 1 + symbol.len()
             && k[source.len()] == b':'
             && &k[..source.len()] == source
             && &k[source.len() + 1..] == symbol
     });
-    if !key_holds || source.is_empty() || symbol.is_empty() {
-        return Err(bad_names(tick, key));
-    }
-    if source.len() > MAX_NAME || symbol.len() > MAX_NAME || !plain(source, key.unwrap_or_default())
-    {
-        return Err(bad_names(tick, key));
-    }
+    key_holds
+        && !source.is_empty()
+        && !symbol.is_empty()
+        && source.len() <= MAX_NAME
+        && symbol.len() <= MAX_NAME
+        && plain(source, key.unwrap_or_default())
+}
+
+/// The other half: numbers and times.
+#[inline]
+pub fn validate_values(
+    tick: &Tick<'_>,
+    kafka_ts_ms: i64,
+    limits: &Limits,
+) -> Result<Trade, Reject> {
     if tick.trade_id < 0 || tick.price.0 <= 0 || tick.quantity.0 <= 0 {
         return Err(bad_numbers(tick));
     }

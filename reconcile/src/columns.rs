@@ -5,16 +5,20 @@
 //! whose schema drifted is not compared row by row. Rows beyond the cut are left out here, and
 //! rows closed beyond it are open.
 
+mod ticks;
+
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{
     Date32Type, Decimal128Type, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType,
 };
 use finlake_market::{Ohlcv, Point};
-use finlake_schemas::{Dec8, Dec16, Stage, Tick, hash128};
+use finlake_schemas::{Dec8, Dec16, Stage};
 
 use crate::gold::{Close, MetricsRow};
 use crate::silver::BarRow;
-use crate::trades::{BarKey, Names, Record, Rules, Slice};
+use crate::trades::{BarKey, Names, Rules};
+
+pub use ticks::{Bronze, Hashed, TICKS, TOPIC_ONLY};
 
 /// A column is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -121,228 +125,6 @@ fn flags<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a arrow::array::Boo
 
 fn flag(array: &arrow::array::BooleanArray, at: usize) -> Option<bool> {
     array.is_valid(at).then(|| array.value(at))
-}
-
-/// What is read of Bronze.
-pub const TICKS: &[&str] = &[
-    "kafka_partition",
-    "kafka_offset",
-    "kafka_timestamp",
-    "commit",
-    "record_key",
-    "raw",
-    "source",
-    "symbol",
-    "trade_id",
-    "price",
-    "quantity",
-    "trade_time",
-    "event_time",
-    "buyer_maker",
-    "ingest_time",
-    "first_trade_id",
-    "last_trade_id",
-    "sys_from",
-];
-
-/// Columns that only the comparison with the topic needs.
-pub const TOPIC_ONLY: &[&str] = &["raw", "event_time", "ingest_time"];
-
-/// Rows of Bronze, per Kafka partition.
-#[derive(Debug, Default)]
-pub struct Bronze {
-    /// By partition.
-    pub slices: Vec<Slice>,
-    /// System time of each commit met, by partition.
-    commit_times: Vec<Times>,
-    /// Offset and content hash, by partition; empty unless asked for.
-    pub hashes: Vec<Vec<(i64, u128)>>,
-    /// Rows taken.
-    pub rows: u64,
-    /// Nulls and rows by column, for the validators.
-    pub nulls: std::collections::BTreeMap<String, (u64, u64)>,
-}
-
-/// System times by commit. Neighbours in a file are of different commits as a rule, so a look-up
-/// per row has to be cheap.
-#[derive(Debug, Clone, Default)]
-struct Times {
-    known: rustc_hash::FxHashSet<i64>,
-    list: Vec<(i64, i64)>,
-}
-
-impl Bronze {
-    /// System time (µs) of each commit met, of one partition.
-    pub fn commit_times(&self, partition: usize) -> std::collections::BTreeMap<i64, i64> {
-        self.commit_times[partition].list.iter().copied().collect()
-    }
-
-    /// For this many partitions.
-    pub fn new(partitions: usize) -> Bronze {
-        Bronze {
-            slices: (0..partitions).map(|_| Slice::default()).collect(),
-            commit_times: vec![Default::default(); partitions],
-            hashes: vec![Vec::new(); partitions],
-            rows: 0,
-            nulls: Default::default(),
-        }
-    }
-
-    /// Counts the nulls of a column, if the batch has it.
-    pub fn count_nulls(&mut self, batch: &RecordBatch, name: &str) {
-        if let Some(column) = batch.column_by_name(name) {
-            let n = self.nulls.entry(name.to_owned()).or_default();
-            n.0 += column.null_count() as u64;
-            n.1 += column.len() as u64;
-        }
-    }
-
-    /// Takes a batch. `until` gives the greatest system time (µs) that is looked at, by
-    /// partition. `hashed`: hashes too; the batch then has the columns of [`TOPIC_ONLY`].
-    ///
-    /// # Errors
-    /// [`BadColumn`]; a partition that the table does not have.
-    pub fn take(
-        &mut self,
-        batch: &RecordBatch,
-        rules: &Rules,
-        names: &mut Names,
-        until: &dyn Fn(usize) -> i64,
-        hashed: bool,
-    ) -> Result<()> {
-        let partitions = ints(batch, "kafka_partition")?;
-        let offsets = longs(batch, "kafka_offset")?;
-        let timestamps = instants(batch, "kafka_timestamp")?;
-        let commits = longs(batch, "commit")?;
-        let keys = Texts::of(batch, "record_key")?;
-        let sources = Texts::of(batch, "source")?;
-        let symbols = Texts::of(batch, "symbol")?;
-        let ids = longs(batch, "trade_id")?;
-        let prices = decimals(batch, "price")?;
-        let quantities = decimals(batch, "quantity")?;
-        let times = instants(batch, "trade_time")?;
-        let makers = flags(batch, "buyer_maker")?;
-        let firsts = longs(batch, "first_trade_id")?;
-        let lasts = longs(batch, "last_trade_id")?;
-        let system = instants(batch, "sys_from")?;
-        let extra = if hashed {
-            Some(Extra::of(batch)?)
-        } else {
-            None
-        };
-        let mut last: Option<((i32, i32), u32)> = None;
-        let limits: Vec<i64> = (0..self.slices.len()).map(until).collect();
-        let mut commit = (usize::MAX, i64::MIN);
-        for at in 0..batch.num_rows() {
-            let p = usize::try_from(partitions.or(at, -1)).unwrap_or(usize::MAX);
-            let Some(limit) = limits.get(p) else {
-                return Err(BadColumn("kafka_partition".into()));
-            };
-            let sys_from = system.or(at, i64::MIN);
-            if sys_from > *limit {
-                continue;
-            }
-            self.rows += 1;
-            let name = (sources.id(at), symbols.id(at));
-            let symbol = match last {
-                Some((seen, id)) if seen == name => id,
-                _ => {
-                    let text = |t: &Texts<'_>| t.get(at).unwrap_or_default().to_owned();
-                    let id = names.id(&text(&sources), &text(&symbols));
-                    last = Some((name, id));
-                    id
-                }
-            };
-            let number = commits.or(at, -1);
-            if commit != (p, number) {
-                commit = (p, number);
-                let times = &mut self.commit_times[p];
-                if times.known.insert(number) {
-                    times.list.push((number, sys_from));
-                }
-            }
-            // A field that is null did not decode: such a trade is refused.
-            let tick = Tick {
-                source: sources.get(at).unwrap_or_default(),
-                symbol: symbols.get(at).unwrap_or_default(),
-                trade_id: ids.or(at, -1),
-                price: Dec8(prices.or(at, 0)),
-                quantity: Dec8(quantities.or(at, 0)),
-                trade_time: times.or(at, -1),
-                event_time: None,
-                buyer_maker: flag(makers, at),
-                ingest_time: None,
-                first_trade_id: firsts.get(at),
-                last_trade_id: lasts.get(at),
-            };
-            let offset = offsets.or(at, -1);
-            let record = Record {
-                offset,
-                timestamp_ms: timestamps.or(at, -1).div_euclid(1_000),
-                commit: number,
-                key: keys.get(at).map(str::as_bytes),
-                tick,
-            };
-            if let Some(extra) = &extra {
-                let hash = extra.hash(at, &record);
-                self.hashes[p].push((offset, hash));
-            }
-            self.slices[p].push(symbol, &record, rules);
-        }
-        Ok(())
-    }
-}
-
-/// Columns that go into the content hash alone.
-struct Extra<'a> {
-    raw: &'a arrow::array::BinaryArray,
-    event: Numbers<'a, i64>,
-    ingest: Numbers<'a, i64>,
-}
-
-impl<'a> Extra<'a> {
-    fn of(batch: &'a RecordBatch) -> Result<Extra<'a>> {
-        Ok(Extra {
-            raw: column(batch, "raw")?
-                .as_binary_opt::<i32>()
-                .ok_or_else(|| BadColumn("raw".into()))?,
-            event: instants(batch, "event_time")?,
-            ingest: instants(batch, "ingest_time")?,
-        })
-    }
-
-    /// Everything the record said: its bytes where they were kept, else its fields.
-    fn hash(&self, at: usize, r: &Record<'_>) -> u128 {
-        let key = r.key.unwrap_or_default();
-        if self.raw.is_valid(at) {
-            return hash128(key, self.raw.value(at));
-        }
-        let t = &r.tick;
-        let mut bytes = [0u8; 128];
-        let mut n = 0;
-        let mut put = |part: &[u8]| {
-            bytes[n..n + part.len()].copy_from_slice(part);
-            n += part.len();
-        };
-        put(&r.timestamp_ms.to_le_bytes());
-        put(&t.trade_id.to_le_bytes());
-        put(&t.price.0.to_le_bytes());
-        put(&t.quantity.0.to_le_bytes());
-        put(&t.trade_time.to_le_bytes());
-        put(&[t.buyer_maker.map_or(2, u8::from)]);
-        for value in [
-            self.event.get(at),
-            self.ingest.get(at),
-            t.first_trade_id,
-            t.last_trade_id,
-        ] {
-            put(&value.unwrap_or(i64::MIN).to_le_bytes());
-        }
-        // Source and symbol are the key of every valid record, and hashed for the others.
-        let names = hash128(t.source.as_bytes(), t.symbol.as_bytes());
-        put(&names.to_le_bytes());
-        hash128(key, &bytes[..n])
-    }
 }
 
 /// What is read of Silver.

@@ -20,12 +20,15 @@ pub mod ledger;
 pub mod outputs;
 pub mod rules;
 pub mod run;
+pub mod scope;
 pub mod shape;
 pub mod silver;
+pub mod topic;
 pub mod trades;
 pub mod versions;
 
 pub use books::Books;
-pub use findings::{Changes, Finding, Findings, Layer, Scope, TOTAL, changes, resolved};
+pub use findings::{Changes, Finding, Findings, Layer, TOTAL, changes, resolved};
 pub use ledger::{LedgerAudit, TaskAudit};
 pub use run::{Options, Pins, Records, Report, Stretch, Watch};
+pub use scope::{Looked, Scope};

@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use finlake_market::interval::MINUTE;
 use finlake_market::ohlcv::ORDINARY;
-use finlake_market::{Intervals, Limits, Ohlcv, Point, SeenIds, Trade, validate};
+use finlake_market::validate::validate_values;
+use finlake_market::{Intervals, Limits, Ohlcv, Point, SeenIds, Trade};
 use finlake_schemas::{Dec8, Dec16, Tick};
 use rustc_hash::FxHashMap;
 
@@ -120,11 +121,12 @@ pub struct Record<'a> {
     /// Kafka timestamp, ms.
     pub timestamp_ms: i64,
     pub commit: i64,
-    pub key: Option<&'a [u8]>,
+    /// Its key, source and symbol pass [`finlake_market::validate::names_hold`].
+    pub named: bool,
     pub tick: Tick<'a>,
 }
 
-/// Input rows of one partition and span.
+/// Input rows of one partition and span, of all its instruments or of some.
 #[derive(Debug, Clone, Default)]
 pub struct Slice {
     rows: Vec<Row>,
@@ -133,19 +135,18 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// Room for this many rows.
-    pub fn with_capacity(rows: usize) -> Slice {
-        Slice {
-            rows: Vec::with_capacity(rows),
-            big: Vec::new(),
-        }
+    /// Makes room for so many rows more.
+    pub fn reserve(&mut self, rows: usize) {
+        self.rows.reserve(rows);
     }
 
     /// Adds a record; `symbol` is its instrument's number.
     #[inline]
     pub fn push(&mut self, symbol: u32, record: &Record<'_>, rules: &Rules) {
         let tick = &record.tick;
-        let valid = validate(tick, record.key, record.timestamp_ms, &rules.limits);
+        let valid = record
+            .named
+            .then(|| validate_values(tick, record.timestamp_ms, &rules.limits));
         let mut row = Row {
             offset: record.offset,
             time: tick.trade_time,
@@ -163,7 +164,7 @@ impl Slice {
         if tick.first_trade_id.is_some() {
             row.flags |= RANGE_KNOWN;
         }
-        if let Ok(trade) = &valid {
+        if let Some(Ok(trade)) = &valid {
             row.flags |= VALID;
             if trade.taker_buy {
                 row.flags |= TAKER_BUY;
@@ -205,8 +206,8 @@ impl Slice {
         Some((lo, hi + 1))
     }
 
-    /// Brings the rows into offset order. Offsets are nearly dense as a rule: then every row has
-    /// its place, and no comparison is needed.
+    /// Brings the rows into offset order. Rows of one instrument come by time, which is nearly that
+    /// order; those of many are nearly dense, and then every row has its place.
     pub fn order(&mut self) {
         if self.rows.is_sorted_by_key(|r| r.offset) {
             return;
@@ -215,9 +216,10 @@ impl Slice {
             return;
         };
         let n = self.rows.len();
-        let span = (hi - lo) as u64;
+        // Offsets are those of one partition's log.
+        let span = hi.abs_diff(lo);
         if span > 4 * n as u64 + 1024 || n > u32::MAX as usize {
-            self.rows.sort_by_key(|r| r.offset);
+            self.sort();
             return;
         }
         let mut place = vec![u32::MAX; span as usize];
@@ -225,7 +227,7 @@ impl Slice {
             let slot = &mut place[(row.offset - lo) as usize];
             if *slot != u32::MAX {
                 // An offset that stands twice: the slow way keeps both.
-                self.rows.sort_by_key(|r| r.offset);
+                self.sort();
                 return;
             }
             *slot = at as u32;
@@ -235,6 +237,13 @@ impl Slice {
             .filter(|at| **at != u32::MAX)
             .map(|at| self.rows[*at as usize]);
         self.rows = rows.collect();
+    }
+
+    /// The rows are four times as large as what orders them.
+    fn sort(&mut self) {
+        let mut order: Vec<(i64, usize)> = self.rows.iter().map(|r| r.offset).zip(0..).collect();
+        order.sort_unstable();
+        self.rows = order.into_iter().map(|(_, at)| self.rows[at]).collect();
     }
 
     /// Price and quantity, unscaled.
@@ -332,6 +341,16 @@ pub struct Counted {
     pub accepted: i64,
     pub duplicates: i64,
     pub rejected: i64,
+}
+
+impl Counted {
+    /// Adds what another part of the commit's rows came to.
+    pub fn add(&mut self, other: Counted) {
+        self.records += other.records;
+        self.accepted += other.accepted;
+        self.duplicates += other.duplicates;
+        self.rejected += other.rejected;
+    }
 }
 
 /// What one bar must be.
@@ -516,7 +535,7 @@ pub fn fold(
         cells.add(row, &trade, late.is_too_late(row))?;
     }
     tally(&mut out.counts, current);
-    for (symbol, ids) in here.iter().enumerate() {
+    for (symbol, ids) in here.iter().enumerate().filter(|(_, ids)| !ids.is_empty()) {
         // Instruments are numbered with 32 bits.
         let symbol = symbol as u32;
         let again = seen.absorb(symbol, &ids.runs());
@@ -531,11 +550,7 @@ pub fn fold(
 
 fn tally(counts: &mut BTreeMap<i64, Counted>, (commit, n): (i64, Counted)) {
     if n.records > 0 {
-        let sum = counts.entry(commit).or_default();
-        sum.records += n.records;
-        sum.accepted += n.accepted;
-        sum.duplicates += n.duplicates;
-        sum.rejected += n.rejected;
+        counts.entry(commit).or_default().add(n);
     }
 }
 

@@ -116,8 +116,18 @@ pub struct BronzeRows {
     sys_from: Vec<i64>,
 }
 
+/// Whether the columns say all that a record says: else Bronze keeps its bytes.
+pub fn fits_columns(tick: &Tick<'_>) -> bool {
+    let time = |t: Option<i64>| t.is_none_or(|t| representable(t).is_some());
+    representable(tick.trade_time).is_some()
+        && time(tick.event_time)
+        && time(tick.ingest_time)
+        && tick.price.in_range()
+        && tick.quantity.in_range()
+}
+
 /// An instant that a timestamp column of every engine can hold.
-fn representable(t: i64) -> Option<i64> {
+pub fn representable(t: i64) -> Option<i64> {
     (0..OPEN_END).contains(&t).then_some(t)
 }
 
@@ -179,13 +189,8 @@ impl BronzeRows {
     pub fn push_tick(&mut self, at: &RecordAt<'_>, tick: &Tick<'_>, raw: &[u8]) {
         let trade_time = representable(tick.trade_time);
         let time = |t: Option<i64>| t.and_then(representable);
-        let lossless = trade_time.is_some()
-            && time(tick.event_time) == tick.event_time
-            && time(tick.ingest_time) == tick.ingest_time
-            && tick.price.in_range()
-            && tick.quantity.in_range();
         self.place(at, trade_time.unwrap_or(at.timestamp));
-        if lossless {
+        if fits_columns(tick) {
             self.raw.append_null();
         } else {
             self.raw.append_value(raw);

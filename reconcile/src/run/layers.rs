@@ -1,15 +1,19 @@
-//! The layers of one run. Input is read in spans of whole days that no bar straddles, so memory
-//! holds the rows of one span, whatever the table's size.
+//! The layers of one run. Input is read in spans of whole days that no bar straddles, and of each
+//! span one partition folder after the other (a symbol, or a bucket of them), so memory holds the
+//! rows of one folder, whatever the table's size.
 
 mod accuracy;
 mod finish;
+mod folders;
 mod outputs;
+mod reading;
 mod settle;
+mod topic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use finlake_lakehouse::{Filter, LakeError, Lakehouse, OPEN_END, Pinned, Scan};
+use finlake_lakehouse::{FileTask, Filter, LakeError, Lakehouse, OPEN_END, Pinned, Scan};
 use finlake_market::SeenIds;
 use finlake_market::interval::DAY;
 use futures::TryStreamExt;
@@ -17,13 +21,14 @@ use futures::TryStreamExt;
 use super::{Options, Records, Report, Watch, behind, scope};
 use crate::books::Books;
 use crate::bronze;
-use crate::columns::{self, Bronze};
+use crate::columns::{self, Bronze, Hashed};
 use crate::counts;
 use crate::findings::{Findings, Layer};
 use crate::gold;
 use crate::rules::{self, Measure, Tally};
 use crate::shape;
 use crate::silver::{self, BarRow, Moment};
+use crate::topic::Sums;
 use crate::trades::{self, BarKey, Counted, Cuts, Folded, Names, Outside, Seen};
 
 /// The day of the open end: no trade lies there.
@@ -53,10 +58,30 @@ struct Walk<'a> {
     names: Names,
     seen: Vec<Seen>,
     stream_times: Vec<BTreeMap<String, i64>>,
+    /// Newest commit that the ledger shows within the cut, and whether it was a graceful stop's, by
+    /// partition.
+    newest: Vec<Option<(i64, bool)>>,
     /// Check Bronze itself, not only use it.
     check: bool,
     total: u64,
+    /// Go folder by folder.
+    by_folder: bool,
+    /// Offsets of all rows, those that stand again, and sums of content hashes, by partition: each
+    /// span adds its own once.
+    offsets: Vec<SeenIds>,
+    again: Vec<Vec<i64>>,
+    sums: Vec<Sums>,
 }
+
+/// Whether a span is read for the first time, or once more with what is known of others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    First,
+    Again,
+}
+
+/// A symbol stands in two folders: another engine laid its rows so.
+struct Twice;
 
 /// What one span gave; kept until it is known that no later span changes it.
 #[derive(Default)]
@@ -64,9 +89,6 @@ struct Span {
     findings: Findings,
     counted: Vec<BTreeMap<i64, Counted>>,
     bars: Vec<BTreeMap<i64, i64>>,
-    /// Rows of Silver by commit that were closed and not followed: retracted, at most.
-    withdrawn: Vec<BTreeMap<i64, i64>>,
-    offsets: Vec<Vec<(i64, i64)>>,
     rejected: BTreeMap<u32, Vec<i64>>,
     settled_ids: BTreeMap<u32, i64>,
     elsewhere: Vec<(usize, u32, i64)>,
@@ -149,29 +171,50 @@ impl Run<'_> {
             Some(silver) => self.cut(&[silver]),
             None => self.cut(&[bronze]),
         };
-        let partitions = until.len();
-        let spans = self.spans(bronze, silver).await?;
         let total = bronze.files(&filter).await?.iter().map(|f| f.rows).sum();
-        let mut walk = Walk {
-            bronze,
-            silver,
-            until,
-            names: Names::default(),
-            seen: vec![Seen::default(); partitions],
-            stream_times: vec![BTreeMap::new(); partitions],
-            check,
-            total,
-        };
-        if let Some(silver) = silver {
+        for by_folder in [true, false] {
+            let partitions = until.len();
+            let walk = Walk {
+                bronze,
+                silver,
+                until: until.clone(),
+                names: Names::default(),
+                seen: vec![Seen::default(); partitions],
+                stream_times: vec![BTreeMap::new(); partitions],
+                newest: self.newest(&until),
+                check,
+                total,
+                by_folder,
+                offsets: vec![SeenIds::new(); partitions],
+                again: vec![Vec::new(); partitions],
+                sums: vec![Sums::default(); partitions],
+            };
+            if let Ok(()) = self.walk(walk).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// All spans.
+    async fn walk(&mut self, mut walk: Walk<'_>) -> Result<std::result::Result<(), Twice>> {
+        let partitions = walk.until.len();
+        if let Some(silver) = walk.silver {
             self.stream_times(silver, &mut walk).await?;
         }
         let mut results: BTreeMap<i32, Span> = BTreeMap::new();
         let none = vec![Outside::default(); partitions];
         let mut contested = BTreeSet::new();
-        for from in spans {
+        for from in self.spans(walk.bronze, walk.silver).await? {
             let mut seen = std::mem::take(&mut walk.seen);
-            let span = self.span(&mut walk, from, &none, &mut seen).await?;
+            let span = self
+                .span(&mut walk, from, &none, &mut seen, Pass::First)
+                .await?;
             walk.seen = seen;
+            let span = match span {
+                Ok(span) => span,
+                Err(twice) => return Ok(Err(twice)),
+            };
             contested.extend(span.elsewhere.iter().copied());
             results.insert(from, span);
         }
@@ -186,8 +229,17 @@ impl Run<'_> {
             // Beyond every date.
             results.insert(i32::MAX, undecodable);
         }
+        self.against_topic(&mut walk).await?;
         self.finish(walk, results);
-        Ok(())
+        Ok(Ok(()))
+    }
+
+    fn newest(&self, until: &[i64]) -> Vec<Option<(i64, bool)>> {
+        let of = |(p, until): (i32, &i64)| {
+            let (commit, line) = self.books?.until(p, *until).last()?;
+            Some((commit, line.last))
+        };
+        (0..).zip(until).map(of).collect()
     }
 
     /// The scope with a span of days, in a filter.
@@ -311,109 +363,75 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Reads one span of Bronze.
-    /// `days`: the filter wants all rows of these days.
-    async fn read(
-        &self,
-        walk: &mut Walk<'_>,
-        filter: Filter,
-        days: Option<(i32, i32)>,
-        hashed: bool,
-    ) -> Result<Bronze> {
-        let wanted: Vec<&str> = columns::TICKS
-            .iter()
-            .copied()
-            .filter(|c| hashed || !columns::TOPIC_ONLY.contains(c))
-            .collect();
-        let exact = Scan::columns(&wanted).filter(filter.clone()).dictionaries();
-        // A file of one day needs no look at the time of each row.
-        let by_folder = Scan::columns(&wanted)
-            .filter(scope(self.options))
-            .dictionaries();
-        let mut out = Bronze::new(walk.until.len());
-        for file in walk.bronze.files(&filter).await? {
-            let inside = days.is_some_and(|(from, to): (i32, i32)| {
-                day_of(&file.path).is_some_and(|day| from <= day && day < to)
-            });
-            let scan = if inside { &by_folder } else { &exact };
-            let mut batches = walk.bronze.read_file(&file, scan).await?;
-            while let Some(b) = batches.try_next().await? {
-                let limits = walk.until.clone();
-                let until = |p: usize| limits[p];
-                let rows = out.rows;
-                let market = &self.options.market;
-                out.take(&b.batch, market, &mut walk.names, &until, hashed)
-                    .map_err(bad)?;
-                for rule in &self.options.validators {
-                    if let Measure::NullRate(column) = &rule.measure {
-                        out.count_nulls(&b.batch, column);
-                    }
-                }
-                self.watch.rows("trades", out.rows - rows, walk.total);
-            }
-        }
-        Ok(out)
-    }
-
-    /// Trades so much newer than a span that they may make its own too late for their minutes.
-    async fn newer(&self, walk: &mut Walk<'_>, from: i32, bronze: &Bronze) -> Result<Vec<Outside>> {
-        let mut out = vec![Outside::default(); walk.until.len()];
-        let retention = self.options.market.retention_1m;
-        let first = i64::from(from) * DAY + retention;
-        let first = i32::try_from(first.div_euclid(DAY)).unwrap_or(i32::MAX);
-        let last = bronze
-            .slices
-            .iter()
-            .filter_map(|s| s.offsets())
-            .map(|o| o.1)
-            .max();
-        let Some(last) = last else { return Ok(out) };
-        let filter = scope(self.options)
-            .dates(first.min(LAST_DAY)..LAST_DAY)
-            .offsets(0..last);
-        if walk.bronze.files(&filter).await?.is_empty() {
-            return Ok(out);
-        }
-        let newer = self.read(walk, filter, None, false).await?;
-        for (p, slice) in newer.slices.iter().enumerate() {
-            let valid = slice.rows().iter().filter(|r| r.is_valid());
-            out[p].newer = valid.map(|r| (r.symbol, r.time, r.offset)).collect();
-        }
-        Ok(out)
-    }
-
-    /// Compares one span.
+    /// Compares one span, part by part.
     async fn span(
         &mut self,
         walk: &mut Walk<'_>,
         from: i32,
         outside: &[Outside],
         seen: &mut [Seen],
-    ) -> Result<Span> {
+        pass: Pass,
+    ) -> Result<std::result::Result<Span, Twice>> {
         let days = (from, from.saturating_add(self.days()));
-        let mut span = Span::default();
-        let hashed = walk.check && self.records.is_some();
-        let mut bronze = self
-            .read(walk, self.filter(Some(days)), Some(days), hashed)
-            .await?;
-        span.ticks = bronze.rows;
+        let (filter, newer) = (self.filter(Some(days)), self.newer_than(from));
+        let files = walk.bronze.files(&filter).await?;
+        let groups = folders::groups(files, walk.bronze.files(&newer).await?, walk.by_folder);
+        let hashed = match (walk.check && self.records.is_some(), pass) {
+            (true, Pass::First) => Hashed::Sums,
+            _ => Hashed::No,
+        };
+        let mut span = Span::of(walk.until.len());
+        let mut versions = self.bar_rows(walk, days).await?;
+        let mut done = BTreeSet::new();
+        for group in groups {
+            let mut bronze = self
+                .read_files(walk, &group.files, &filter, Some(days), hashed)
+                .await?;
+            if !done.is_disjoint(&bronze.symbols) {
+                return Ok(Err(Twice));
+            }
+            done.extend(bronze.symbols.iter().copied());
+            let mut outside = outside.to_vec();
+            self.newer(walk, &group.newer, &newer, &bronze, &mut outside)
+                .await?;
+            let began = Instant::now();
+            let rows = parted(&mut versions, Some(&bronze.symbols));
+            self.part(walk, &mut bronze, rows, &outside, seen, &mut span)?;
+            if pass == Pass::First {
+                walk.note(bronze);
+            }
+            self.report.compared += began.elapsed();
+        }
+        // Versions of bars of which Bronze has no trade.
+        let rows = parted(&mut versions, None);
+        if rows.iter().any(|r| !r.is_empty()) {
+            let mut none = Bronze::new(walk.until.len());
+            self.part(walk, &mut none, rows, outside, seen, &mut span)?;
+        }
+        Ok(Ok(span))
+    }
+
+    /// Compares the rows of some instruments.
+    fn part(
+        &self,
+        walk: &Walk<'_>,
+        bronze: &mut Bronze,
+        rows: Vec<Vec<BarRow>>,
+        outside: &[Outside],
+        seen: &mut [Seen],
+        span: &mut Span,
+    ) -> Result<()> {
+        span.ticks += bronze.rows;
         for (column, (nulls, all)) in &bronze.nulls {
             let measure = Measure::NullRate(column.clone());
             span.tally.add(measure, *nulls as f64, *all as f64);
         }
-        let rows = self.bar_rows(walk, days).await?;
-        let newer = self.newer(walk, from, &bronze).await?;
-        let began = Instant::now();
         for (p, mut rows) in rows.into_iter().enumerate() {
             let cuts = rows.iter().filter(|r| r.from_trades);
             let cuts = Cuts::new(cuts.map(|r| (r.key, r.ticks_offset)).collect());
-            let outside = Outside {
-                newer: newer[p].newer.clone(),
-                ..outside[p].clone()
-            };
             let market = &self.options.market;
             let slice = &mut bronze.slices[p];
-            let folded = trades::fold(slice, market, &cuts, &mut seen[p], &outside)
+            let folded = trades::fold(slice, market, &cuts, &mut seen[p], &outside[p])
                 .map_err(|e| LakeError::Internal(format!("validated trades overflow: {e}")))?;
             if walk.check {
                 let partition = i32::try_from(p).unwrap_or(i32::MAX);
@@ -421,26 +439,21 @@ impl Run<'_> {
                 let same = &folded.two_contents;
                 bronze::two_contents(partition, same, &walk.names, &mut span.findings);
             }
-            self.note_ids(walk, p, &bronze, &mut span);
+            self.note_ids(walk, p, bronze, span);
             if walk.silver.is_some() {
                 let times = bronze.commit_times(p);
-                self.silver(walk, p, &folded, &mut rows, times, &mut span);
+                self.silver(walk, p, &folded, &mut rows, times, span);
             }
             span.bar_rows += rows.len() as u64;
-            span.bars.push(by_commit(&rows));
-            span.withdrawn.push(withdrawn(&rows));
+            for row in &rows {
+                *span.bars[p].entry(row.commit).or_default() += 1;
+            }
             let ids = folded.elsewhere.iter();
             span.elsewhere
                 .extend(ids.map(|(symbol, id)| (p, *symbol, *id)));
-            span.counted.push(folded.counts);
-            span.offsets
-                .push(runs(bronze.slices[p].rows().iter().map(|r| r.offset)));
+            span.count(p, &folded.counts);
         }
-        self.report.compared += began.elapsed();
-        if hashed {
-            self.against_topic(&bronze, days, &mut span);
-        }
-        Ok(span)
+        Ok(())
     }
 
     /// Silver against the folded trades.
@@ -453,14 +466,13 @@ impl Run<'_> {
         commit_times: BTreeMap<i64, i64>,
         span: &mut Span,
     ) {
-        let partition = i32::try_from(p).unwrap_or(i32::MAX);
         let until = walk.until[p];
-        let newest = self.books.and_then(|b| b.until(partition, until).last());
+        let newest = walk.newest[p];
         let moment = Moment {
             commit: newest.map_or(0, |(commit, _)| commit),
             system_time: until,
             stream_times: walk.stream_times[p].clone(),
-            settled: newest.is_some_and(|(_, line)| line.last),
+            settled: newest.is_some_and(|(_, last)| last),
             patience: self.options.patience,
             commit_times,
         };
@@ -551,54 +563,34 @@ fn day_of(path: &str) -> Option<i32> {
     i32::try_from(days).ok()
 }
 
-/// Ascending offsets as runs with both ends included.
-fn runs(offsets: impl Iterator<Item = i64>) -> Vec<(i64, i64)> {
-    let mut out: Vec<(i64, i64)> = Vec::new();
-    for offset in offsets {
-        match out.last_mut() {
-            Some(run) if offset == run.1 + 1 => run.1 = offset,
-            Some(run) if offset <= run.1 => {}
-            _ => out.push((offset, offset)),
+impl Span {
+    /// For this many partitions.
+    fn of(partitions: usize) -> Span {
+        Span {
+            counted: vec![BTreeMap::new(); partitions],
+            bars: vec![BTreeMap::new(); partitions],
+            ..Span::default()
         }
     }
-    out
-}
 
-fn by_commit(rows: &[BarRow]) -> BTreeMap<i64, i64> {
-    let mut out = BTreeMap::new();
-    for row in rows {
-        *out.entry(row.commit).or_default() += 1;
-    }
-    out
-}
-
-/// Closed rows by the system time at which they were closed.
-fn withdrawn(rows: &[BarRow]) -> BTreeMap<i64, i64> {
-    let mut out = BTreeMap::new();
-    for group in rows.chunk_by(|a, b| a.key == b.key) {
-        let ended = group.iter().filter(|r| r.sys_to != OPEN_END);
-        for row in ended.filter(|r| group.iter().all(|g| g.sys_from != r.sys_to)) {
-            *out.entry(row.sys_to).or_default() += 1;
+    /// Adds what the pipeline must have done with some rows of a partition.
+    fn count(&mut self, partition: usize, counts: &BTreeMap<i64, Counted>) {
+        for (commit, n) in counts {
+            self.counted[partition].entry(*commit).or_default().add(*n);
         }
     }
-    out
 }
 
-/// Commits by partition and system time.
-fn times(books: &Books, until: &dyn Fn(usize) -> i64) -> BTreeMap<(i32, i64), i64> {
-    let all = books.counts(until, |line| line.system_time);
-    all.into_iter().map(|((p, c), t)| ((p, t), c)).collect()
-}
-
-/// From system times to commits.
-fn at_commits(by_time: &counts::Rows, commits: &BTreeMap<(i32, i64), i64>) -> counts::Rows {
-    let mut out = counts::Rows::new();
-    for ((p, time), n) in by_time {
-        if let Some(commit) = commits.get(&(*p, *time)) {
-            *out.entry((*p, *commit)).or_default() += n;
-        }
-    }
-    out
+/// Takes the rows of these instruments out, or all that are left.
+fn parted(rows: &mut [Vec<BarRow>], symbols: Option<&BTreeSet<u32>>) -> Vec<Vec<BarRow>> {
+    let Some(symbols) = symbols else {
+        return rows.iter_mut().map(std::mem::take).collect();
+    };
+    let of = |rows: &mut Vec<BarRow>| {
+        rows.extract_if(.., |r| symbols.contains(&r.key.symbol))
+            .collect()
+    };
+    rows.iter_mut().map(of).collect()
 }
 
 #[cfg(test)]
@@ -615,10 +607,5 @@ mod tests {
         assert_eq!(day_of("a/trade_time_day=2000-02-29/x"), Some(11_016));
         assert_eq!(day_of("a/trade_time_day=null/x"), None);
         assert_eq!(day_of("a/x"), None);
-    }
-
-    #[test]
-    fn offsets_become_runs() {
-        assert_eq!(runs([1, 2, 2, 3, 7].into_iter()), [(1, 3), (7, 7)]);
     }
 }

@@ -37,7 +37,7 @@ fn push(slice: &mut Slice, offset: i64, id: i64, time: i64, price: i128, r: &Rul
         offset,
         timestamp_ms: (T0 + 1_000 * DAY) / 1000,
         commit: offset / 10 + 1,
-        key: Some(b"s:X"),
+        named: true,
         tick,
     };
     slice.push(0, &record, r);

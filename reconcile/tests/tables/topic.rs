@@ -6,15 +6,21 @@ use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{filter_record_batch, sort_to_indices, take_record_batch};
 use arrow::datatypes::Int64Type;
 use finlake_lakehouse::{Filter, Scan, Table};
-use finlake_reconcile::columns::{Bronze, TICKS};
+use finlake_reconcile::columns::{Bronze, Hashed, TICKS};
+use finlake_reconcile::topic::Ticked;
 use finlake_reconcile::{Records, Stretch};
 use finlake_schemas::Kline;
 use futures::TryStreamExt;
 
 use crate::market::{Made, market};
 
+/// Offset, hash, trade time and symbol of a record.
+type Told = (i64, u128, i64, String);
+
 pub struct Pristine {
-    ticks: Vec<Vec<(i64, u128)>>,
+    ticks: Vec<Vec<Told>>,
+    /// First offset retained of `market.ticks`.
+    pub first_tick: i64,
     /// Records of Silver and Gold by partition, in offset order.
     written: BTreeMap<(String, i32), RecordBatch>,
     /// First offset retained of the output topics.
@@ -32,9 +38,21 @@ impl Pristine {
             .await
             .unwrap();
         while let Some(b) = batches.try_next().await.unwrap() {
-            out.take(&b.batch, &market(), &mut names, &|_| i64::MAX, true)
+            let until = [i64::MAX; 2];
+            out.take(&b.batch, &market(), &mut names, &until, Hashed::Rows)
                 .unwrap();
         }
+        let told = |p: usize| {
+            let rows = out.slices[p].rows().iter().zip(&out.hashes[p]);
+            let mut told: Vec<Told> = rows
+                .map(|(row, (offset, hash))| {
+                    let (_, symbol) = names.get(row.symbol);
+                    (*offset, *hash, row.time, symbol.to_owned())
+                })
+                .collect();
+            told.sort_unstable();
+            told
+        };
         let mut written = BTreeMap::new();
         for table in [Table::Ohlcv, Table::Metrics] {
             let pinned = made.lake.snapshot(table).await.unwrap();
@@ -48,7 +66,8 @@ impl Pristine {
             }
         }
         Pristine {
-            ticks: out.hashes,
+            ticks: (0..2).map(told).collect(),
+            first_tick: 0,
             written,
             first: 0,
             klines: Vec::new(),
@@ -62,9 +81,24 @@ pub fn offsets(batch: &RecordBatch) -> Vec<i64> {
 }
 
 impl Records for Pristine {
-    fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<(i64, Vec<(i64, u128)>), String> {
-        let all = self.ticks[partition as usize].iter().copied();
-        Ok((0, all.filter(|r| (from..to).contains(&r.0)).collect()))
+    fn ticks(
+        &self,
+        partition: i32,
+        range: (i64, i64),
+        take: &mut dyn FnMut(&Ticked<'_>),
+    ) -> Result<i64, String> {
+        let wanted = range.0.max(self.first_tick)..range.1;
+        for (offset, hash, time, symbol) in &self.ticks[partition as usize] {
+            if wanted.contains(offset) {
+                take(&Ticked {
+                    offset: *offset,
+                    hash: *hash,
+                    time: Some(*time),
+                    symbol: Some(symbol),
+                });
+            }
+        }
+        Ok(self.first_tick)
     }
 
     fn written(

@@ -1,5 +1,5 @@
-//! Topics as the comparisons want them: what is retained of `market.ticks`, `market.ohlcv` and
-//! `market.metrics`, as rows made by the sink's own code. Reads committed records, joins no group.
+//! Topics as the comparisons want them: what is retained of `market.ticks`, and of `market.ohlcv`
+//! and `market.metrics` as rows made by the sink's own code. Reads committed records, joins no group.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,10 +8,9 @@ use std::rc::Rc;
 use anyhow::{Context, Result, anyhow};
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use finlake_lakehouse::tables::TableDef;
-use finlake_lakehouse::{BronzeRows, Lakehouse, RecordAt, Table, VersionRows};
-use finlake_reconcile::columns::Bronze;
-use finlake_reconcile::trades::{Names, Rules};
+use finlake_lakehouse::rows::{fits_columns, representable};
+use finlake_lakehouse::{Lakehouse, Table, VersionRows};
+use finlake_reconcile::topic::{self, Ticked};
 use finlake_reconcile::{Records, Stretch};
 use finlake_schemas::{Kline, topics};
 use rdkafka::Message;
@@ -22,12 +21,8 @@ use crate::kafka::Topic;
 /// The topics, opened when they are first asked for.
 pub struct Retained<'a> {
     source: &'a Source,
-    rules: &'a Rules,
     lake: &'a Lakehouse,
-    ticks: TableDef,
     open: RefCell<BTreeMap<&'static str, Rc<Opened>>>,
-    /// Partitions of `market.ticks` that were read whole: first offset, and the records in order.
-    read: RefCell<BTreeMap<i32, Hashes>>,
 }
 
 /// A topic and what it held when it was opened.
@@ -36,26 +31,16 @@ struct Opened {
     bounds: BTreeMap<i32, (i64, i64)>,
 }
 
-/// First offset that the topic still has; offset and content hash of its records, ascending.
-type Hashes = (i64, Vec<(i64, u128)>);
-
-/// A partition with at most this many retained records is read once and kept (32 bytes each); of a
-/// larger one each range is read when it is asked for.
-const KEPT: i64 = 20_000_000;
-
 /// Records decoded at a time.
 const CHUNK: usize = 50_000;
 
 impl<'a> Retained<'a> {
-    /// Asks nothing yet. `rules`: as the tables were made.
-    pub fn new(source: &'a Source, rules: &'a Rules, lake: &'a Lakehouse) -> Retained<'a> {
+    /// Asks nothing yet.
+    pub fn new(source: &'a Source, lake: &'a Lakehouse) -> Retained<'a> {
         Retained {
             source,
-            rules,
             lake,
-            ticks: lake.def(Table::Ticks),
             open: RefCell::default(),
-            read: RefCell::default(),
         }
     }
 
@@ -70,14 +55,12 @@ impl<'a> Retained<'a> {
         Ok(opened)
     }
 
-    fn hashes(&self, partition: i32, from: i64, to: i64) -> Result<Hashes> {
-        if let Some((low, all)) = self.read.borrow().get(&partition) {
-            let (a, b) = (
-                all.partition_point(|r| r.0 < from),
-                all.partition_point(|r| r.0 < to),
-            );
-            return Ok((*low, all[a..b.max(a)].to_vec()));
-        }
+    fn each_tick(
+        &self,
+        partition: i32,
+        range: (i64, i64),
+        take: &mut dyn FnMut(&Ticked<'_>),
+    ) -> Result<i64> {
         let opened = self.opened(topics::TICKS)?;
         let bounds = opened.bounds.get(&partition).copied();
         let (low, high) = bounds.with_context(|| {
@@ -86,63 +69,32 @@ impl<'a> Retained<'a> {
                 topics::TICKS
             )
         })?;
-        if high - low > KEPT {
-            let range = (from.max(low), to.min(high));
-            return self.range(&opened.topic, partition, low, range);
-        }
-        let all = self.range(&opened.topic, partition, low, (low, high))?;
-        self.read.borrow_mut().insert(partition, all);
-        self.hashes(partition, from, to)
-    }
-
-    fn range(&self, topic: &Topic, partition: i32, low: i64, range: (i64, i64)) -> Result<Hashes> {
-        let mut out = Vec::new();
-        let mut rows = BronzeRows::new(topics::TICKS, partition);
-        topic.read(&BTreeMap::from([(partition, range)]), |message| {
+        let range = (range.0.max(low), range.1.min(high));
+        let ranges = BTreeMap::from([(partition, range)]);
+        opened.topic.read(&ranges, |message| {
             let value = message.payload().unwrap_or_default();
             self.source.resolve(value)?;
-            let at = RecordAt {
-                offset: message.offset(),
-                timestamp: message
-                    .timestamp()
-                    .to_millis()
-                    .unwrap_or(-1)
-                    .saturating_mul(1000),
-                key: message.key(),
-                schema_id: finlake_schemas::schema_id(value),
-                commit: 0,
-                sys_from: 0,
+            // As Bronze shows a key that is no text.
+            let key = String::from_utf8_lossy(message.key().unwrap_or_default());
+            let tick = self.source.codec.decode_tick(value).ok();
+            let shown = tick.as_ref().filter(|t| fits_columns(t));
+            let hash = match shown {
+                Some(tick) => {
+                    let names = topic::names(key.as_bytes(), tick.source, tick.symbol);
+                    let timestamp_ms = message.timestamp().to_millis().unwrap_or(-1);
+                    topic::content(names, timestamp_ms, tick)
+                }
+                None => topic::raw(key.as_bytes(), value),
             };
-            match self.source.codec.decode_tick(value) {
-                Ok(tick) => rows.push_tick(&at, &tick, value),
-                Err(_) => rows.push_raw(&at, value),
-            }
-            if rows.len() >= CHUNK {
-                let full = std::mem::replace(&mut rows, BronzeRows::new(topics::TICKS, partition));
-                self.hash(full, partition, &mut out)?;
-            }
+            take(&Ticked {
+                offset: message.offset(),
+                hash,
+                time: tick.as_ref().and_then(|t| representable(t.trade_time)),
+                symbol: tick.as_ref().map(|t| t.symbol),
+            });
             Ok(true)
         })?;
-        self.hash(rows, partition, &mut out)?;
-        Ok((low, out))
-    }
-
-    fn hash(&self, rows: BronzeRows, partition: i32, out: &mut Vec<(i64, u128)>) -> Result<()> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let batch = rows.finish(&self.ticks)?;
-        let p = usize::try_from(partition)?;
-        let mut bronze = Bronze::new(p + 1);
-        bronze.take(
-            &batch,
-            self.rules,
-            &mut Names::default(),
-            &|_| i64::MAX,
-            true,
-        )?;
-        out.append(&mut bronze.hashes[p]);
-        Ok(())
+        Ok(low)
     }
 
     fn versions(
@@ -212,8 +164,13 @@ fn hand(rows: VersionRows, take: &mut Take<'_>) -> Result<bool> {
 }
 
 impl Records for Retained<'_> {
-    fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<Hashes, String> {
-        self.hashes(partition, from, to)
+    fn ticks(
+        &self,
+        partition: i32,
+        range: (i64, i64),
+        take: &mut dyn FnMut(&Ticked<'_>),
+    ) -> Result<i64, String> {
+        self.each_tick(partition, range, take)
             .map_err(|e| format!("{}/{partition} was not compared: {e:#}", topics::TICKS))
     }
 

@@ -241,7 +241,16 @@ impl Run<'_> {
                     let out = held
                         .entry(measure.clone())
                         .or_insert_with(|| Findings::limited(self.options.limit));
-                    references.compare(measure, row, &names, market, &mut self.tally, out);
+                    let compared = &mut self.report.looked.compared;
+                    references.compare(
+                        measure,
+                        row,
+                        &names,
+                        market,
+                        &mut self.tally,
+                        compared,
+                        out,
+                    );
                 }
             }
         }

@@ -139,10 +139,10 @@ impl Run<'_> {
                 }
             }
         }
-        if older > 0 || outcome.since == i64::MAX {
-            let causes = outputs::CAUSES.map(str::to_owned);
-            self.report.unchecked_causes.extend(causes);
-        }
+        self.report
+            .looked
+            .written_since
+            .insert(layer, outcome.since);
         if older > 0 {
             self.report.notes.push(format!(
                 "{older} rows of {table} are older than what {topic} retains: they were not \
@@ -196,13 +196,17 @@ impl Run<'_> {
             let all = actual.len();
             actual.retain(|r| r.0 < 0 || r.0 >= stretch.first);
             older += (all - actual.len()) as u64;
-            if all > actual.len() {
+            if from == i64::MIN && stretch.first > 0 {
+                // Whether the table had rows of what the topic no longer has cannot be told by its rows.
                 let since = first_system.unwrap_or(i64::MAX);
                 outcome.since = outcome.since.max(since);
             }
             let limit = self.options.limit.max(1);
             let (expected, actual) = (Side::new(expected), Side::new(actual));
-            let (found, _) = bisect::differences(&expected, &actual, limit);
+            let (found, more) = bisect::differences(&expected, &actual, limit);
+            if more {
+                self.report.findings.cut_off();
+            }
             self.report.compared += began.elapsed();
             if !found.is_empty() {
                 match self.look_up(versions, records, &found).await? {

@@ -13,12 +13,7 @@ impl Run<'_> {
         let old = times.iter().filter(|(_, t)| **t <= limit);
         let settled = old.map(|(c, _)| *c).max().unwrap_or(i64::MIN);
         // The newest commits of a stream that still runs; of one that ended all are old enough.
-        let ended = self.books.is_some_and(|b| {
-            let partition = i32::try_from(p).unwrap_or(i32::MAX);
-            b.until(partition, walk.until[p])
-                .last()
-                .is_some_and(|(_, l)| l.last)
-        });
+        let ended = walk.newest[p].is_some_and(|(_, last)| last);
         let mut last: Option<(u32, i64)> = None;
         for row in bronze.slices[p].rows() {
             if !row.is_valid() {
@@ -39,43 +34,6 @@ impl Run<'_> {
             }
         }
         note(&mut span.settled_ids, last);
-    }
-
-    /// Bronze against the records of the topic in the span's offsets.
-    pub(super) fn against_topic(&mut self, bronze: &Bronze, days: (i32, i32), span: &mut Span) {
-        let Some(records) = self.records else { return };
-        // A span of time is not a range of offsets: only a run over everything can tell a record
-        // that is missing from one that belongs to another day.
-        let _ = days;
-        for (p, rows) in bronze.hashes.iter().enumerate() {
-            let (Some(from), Some(to)) = (
-                rows.iter().map(|r| r.0).min(),
-                rows.iter().map(|r| r.0 + 1).max(),
-            ) else {
-                continue;
-            };
-            let partition = i32::try_from(p).unwrap_or(i32::MAX);
-            match records.ticks(partition, from, to) {
-                Err(why) => self.report.unchecked.push(why),
-                Ok((first, expected)) => {
-                    let mut have: Vec<i64> = rows.iter().map(|r| r.0).collect();
-                    have.sort_unstable();
-                    let retained: Vec<_> = rows.iter().copied().filter(|r| r.0 >= first).collect();
-                    if retained.len() < rows.len() {
-                        // What the topic no longer has cannot be found, nor found right again.
-                        let causes = ["content", "invented"].map(str::to_owned);
-                        self.report.unchecked_causes.extend(causes);
-                    }
-                    let expected = expected
-                        .into_iter()
-                        .filter(|r| have.binary_search(&r.0).is_ok())
-                        .collect();
-                    let expected = crate::bisect::Side::new(expected);
-                    let actual = crate::bisect::Side::new(retained);
-                    bronze::topic(partition, &expected, &actual, &mut span.findings);
-                }
-            }
-        }
     }
 
     /// With a date: records elsewhere that bear an id of this date.
@@ -142,7 +100,7 @@ impl Run<'_> {
                 .symbol(name)
                 .partition(partition);
             let filter = filter.between("trade_id", id..id.saturating_add(1));
-            let bronze = self.read(walk, filter, None, false).await?;
+            let bronze = self.read(walk, &filter, Hashed::No).await?;
             let mut rows: Vec<_> = bronze.slices[p]
                 .rows()
                 .iter()
@@ -176,7 +134,11 @@ impl Run<'_> {
         for (from, of) in outside {
             if let Some(result) = results.get_mut(&from) {
                 let mut scratch = vec![Seen::default(); partitions];
-                *result = self.span(walk, from, &of, &mut scratch).await?;
+                let again = self.span(walk, from, &of, &mut scratch, Pass::Again);
+                // A symbol in two folders has shown itself before.
+                if let Ok(span) = again.await? {
+                    *result = span;
+                }
             }
         }
         Ok(())
@@ -184,10 +146,13 @@ impl Run<'_> {
 
     /// Rows without a trade time: they count, and nothing else can be said of them.
     pub(super) async fn undecodable(&mut self, walk: &mut Walk<'_>) -> Result<Span> {
-        let mut span = Span::default();
-        let hashed = walk.check && self.records.is_some();
+        let mut span = Span::of(walk.until.len());
+        let hashed = match walk.check && self.records.is_some() {
+            true => Hashed::Sums,
+            false => Hashed::No,
+        };
         let filter = scope(self.options).null("trade_time", true);
-        let mut bronze = self.read(walk, filter, None, hashed).await?;
+        let mut bronze = self.read(walk, &filter, hashed).await?;
         span.ticks = bronze.rows;
         for p in 0..walk.until.len() {
             let slice = &mut bronze.slices[p];
@@ -200,15 +165,9 @@ impl Run<'_> {
                 bronze::doubled(partition, &folded.doubled, &mut span.findings);
             }
             self.note_ids(walk, p, &bronze, &mut span);
-            span.counted.push(folded.counts);
-            span.bars.push(BTreeMap::new());
-            span.withdrawn.push(BTreeMap::new());
-            span.offsets
-                .push(runs(bronze.slices[p].rows().iter().map(|r| r.offset)));
+            span.count(p, &folded.counts);
         }
-        if hashed {
-            self.against_topic(&bronze, (0, 0), &mut span);
-        }
+        walk.note(bronze);
         Ok(span)
     }
 }

@@ -1,0 +1,252 @@
+//! Rows of Bronze into slices, and into content hashes where the topic is compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use finlake_market::validate::names_hold;
+use rustc_hash::FxHashSet;
+
+use super::*;
+use crate::topic::{self, Sums};
+use crate::trades::{Record, Slice};
+use finlake_schemas::Tick;
+
+/// What is read of Bronze.
+pub const TICKS: &[&str] = &[
+    "kafka_partition",
+    "kafka_offset",
+    "kafka_timestamp",
+    "commit",
+    "record_key",
+    "raw",
+    "source",
+    "symbol",
+    "trade_id",
+    "price",
+    "quantity",
+    "trade_time",
+    "event_time",
+    "buyer_maker",
+    "ingest_time",
+    "first_trade_id",
+    "last_trade_id",
+    "sys_from",
+];
+
+/// Columns that only the comparison with the topic needs.
+pub const TOPIC_ONLY: &[&str] = &["raw", "event_time", "ingest_time"];
+
+/// What of the content hashes is wanted; with any, the columns of [`TOPIC_ONLY`] are read too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hashed {
+    No,
+    /// Their sums by run of offsets.
+    Sums,
+    /// Each, with its offset.
+    Rows,
+}
+
+/// Rows of Bronze, per Kafka partition.
+#[derive(Debug, Default)]
+pub struct Bronze {
+    /// By partition.
+    pub slices: Vec<Slice>,
+    /// Instruments met.
+    pub symbols: BTreeSet<u32>,
+    /// System time of each commit met, by partition.
+    commit_times: Vec<Times>,
+    /// Sums of content hashes, by partition.
+    pub sums: Vec<Sums>,
+    /// Offset and content hash, by partition.
+    pub hashes: Vec<Vec<(i64, u128)>>,
+    /// Rows taken.
+    pub rows: u64,
+    /// Nulls and rows by column, for the validators.
+    pub nulls: BTreeMap<String, (u64, u64)>,
+}
+
+/// System times by commit. Neighbours in a file may be of different commits, so a look-up per row
+/// has to be cheap.
+#[derive(Debug, Clone, Default)]
+struct Times {
+    known: FxHashSet<i64>,
+    list: Vec<(i64, i64)>,
+}
+
+/// What all records of one instrument have in common.
+struct Instrument<'a> {
+    /// Numbers of key, source and symbol in the batch's dictionaries.
+    ids: (i32, i32, i32),
+    key: Option<&'a str>,
+    source: &'a str,
+    symbol: &'a str,
+    number: u32,
+    /// Key, source and symbol agree.
+    named: bool,
+    /// Of key, source and symbol; only where hashes are wanted.
+    hash: u128,
+}
+
+impl Bronze {
+    /// For this many partitions.
+    pub fn new(partitions: usize) -> Bronze {
+        Bronze {
+            slices: vec![Slice::default(); partitions],
+            commit_times: vec![Times::default(); partitions],
+            sums: vec![Sums::default(); partitions],
+            hashes: vec![Vec::new(); partitions],
+            ..Bronze::default()
+        }
+    }
+
+    /// System time (µs) of each commit met, of one partition.
+    pub fn commit_times(&self, partition: usize) -> BTreeMap<i64, i64> {
+        self.commit_times[partition].list.iter().copied().collect()
+    }
+
+    /// Makes room for so many rows more of a partition.
+    pub fn reserve(&mut self, partition: usize, rows: usize) {
+        self.slices[partition].reserve(rows);
+    }
+
+    /// Counts the nulls of a column, if the batch has it.
+    pub fn count_nulls(&mut self, batch: &RecordBatch, name: &str) {
+        if let Some(column) = batch.column_by_name(name) {
+            let n = self.nulls.entry(name.to_owned()).or_default();
+            n.0 += column.null_count() as u64;
+            n.1 += column.len() as u64;
+        }
+    }
+
+    /// Takes a batch. `until` gives the greatest system time (µs) that is looked at, by partition.
+    ///
+    /// # Errors
+    /// [`BadColumn`]; a partition that the table does not have.
+    pub fn take(
+        &mut self,
+        batch: &RecordBatch,
+        rules: &Rules,
+        names: &mut Names,
+        until: &[i64],
+        hashed: Hashed,
+    ) -> Result<()> {
+        let partitions = ints(batch, "kafka_partition")?;
+        let offsets = longs(batch, "kafka_offset")?;
+        let timestamps = instants(batch, "kafka_timestamp")?;
+        let commits = longs(batch, "commit")?;
+        let keys = Texts::of(batch, "record_key")?;
+        let sources = Texts::of(batch, "source")?;
+        let symbols = Texts::of(batch, "symbol")?;
+        let ids = longs(batch, "trade_id")?;
+        let prices = decimals(batch, "price")?;
+        let quantities = decimals(batch, "quantity")?;
+        let times = instants(batch, "trade_time")?;
+        let makers = flags(batch, "buyer_maker")?;
+        let firsts = longs(batch, "first_trade_id")?;
+        let lasts = longs(batch, "last_trade_id")?;
+        let system = instants(batch, "sys_from")?;
+        let extra = match hashed {
+            Hashed::No => None,
+            Hashed::Sums | Hashed::Rows => Some(Extra::of(batch)?),
+        };
+        let mut instrument: Option<Instrument<'_>> = None;
+        let mut commit = (usize::MAX, i64::MIN);
+        for at in 0..batch.num_rows() {
+            let p = usize::try_from(partitions.or(at, -1)).unwrap_or(usize::MAX);
+            let Some(limit) = until.get(p).filter(|_| p < self.slices.len()) else {
+                return Err(BadColumn("kafka_partition".into()));
+            };
+            let sys_from = system.or(at, i64::MIN);
+            if sys_from > *limit {
+                continue;
+            }
+            self.rows += 1;
+            let met = (keys.id(at), sources.id(at), symbols.id(at));
+            if instrument.as_ref().is_none_or(|i| i.ids != met) {
+                let (key, source) = (keys.get(at), sources.get(at).unwrap_or_default());
+                let symbol = symbols.get(at).unwrap_or_default();
+                let bytes = key.map(str::as_bytes);
+                let number = names.id(source, symbol);
+                self.symbols.insert(number);
+                instrument = Some(Instrument {
+                    ids: met,
+                    key,
+                    source,
+                    symbol,
+                    number,
+                    named: names_hold(source, symbol, bytes),
+                    hash: match extra {
+                        Some(_) => topic::names(bytes.unwrap_or_default(), source, symbol),
+                        None => 0,
+                    },
+                });
+            }
+            let Some(of) = &instrument else { continue };
+            let number = commits.or(at, -1);
+            if commit != (p, number) {
+                commit = (p, number);
+                let times = &mut self.commit_times[p];
+                if times.known.insert(number) {
+                    times.list.push((number, sys_from));
+                }
+            }
+            // A field that is null did not decode: such a trade is refused.
+            let mut tick = Tick {
+                source: of.source,
+                symbol: of.symbol,
+                trade_id: ids.or(at, -1),
+                price: Dec8(prices.or(at, 0)),
+                quantity: Dec8(quantities.or(at, 0)),
+                trade_time: times.or(at, -1),
+                event_time: None,
+                buyer_maker: flag(makers, at),
+                ingest_time: None,
+                first_trade_id: firsts.get(at),
+                last_trade_id: lasts.get(at),
+            };
+            let offset = offsets.or(at, -1);
+            let timestamp_ms = timestamps.or(at, -1).div_euclid(1_000);
+            if let Some(extra) = &extra {
+                let hash = if extra.raw.is_valid(at) {
+                    topic::raw(of.key.unwrap_or_default().as_bytes(), extra.raw.value(at))
+                } else {
+                    tick.event_time = extra.event.get(at);
+                    tick.ingest_time = extra.ingest.get(at);
+                    topic::content(of.hash, timestamp_ms, &tick)
+                };
+                if hashed == Hashed::Rows {
+                    self.hashes[p].push((offset, hash));
+                } else {
+                    self.sums[p].add(offset, hash);
+                }
+            }
+            let record = Record {
+                offset,
+                timestamp_ms,
+                commit: number,
+                named: of.named,
+                tick,
+            };
+            self.slices[p].push(of.number, &record, rules);
+        }
+        Ok(())
+    }
+}
+
+/// Columns that go into the content hash alone.
+struct Extra<'a> {
+    raw: &'a arrow::array::BinaryArray,
+    event: Numbers<'a, i64>,
+    ingest: Numbers<'a, i64>,
+}
+
+impl<'a> Extra<'a> {
+    fn of(batch: &'a RecordBatch) -> Result<Extra<'a>> {
+        Ok(Extra {
+            raw: column(batch, "raw")?
+                .as_binary_opt::<i32>()
+                .ok_or_else(|| BadColumn("raw".into()))?,
+            event: instants(batch, "event_time")?,
+            ingest: instants(batch, "ingest_time")?,
+        })
+    }
+}
