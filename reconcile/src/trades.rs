@@ -135,11 +135,6 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// Makes room for so many rows more.
-    pub fn reserve(&mut self, rows: usize) {
-        self.rows.reserve(rows);
-    }
-
     /// Adds a record; `symbol` is its instrument's number.
     #[inline]
     pub fn push(&mut self, symbol: u32, record: &Record<'_>, rules: &Rules) {

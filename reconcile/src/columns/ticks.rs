@@ -103,11 +103,6 @@ impl Bronze {
         self.commit_times[partition].list.iter().copied().collect()
     }
 
-    /// Makes room for so many rows more of a partition.
-    pub fn reserve(&mut self, partition: usize, rows: usize) {
-        self.slices[partition].reserve(rows);
-    }
-
     /// Counts the nulls of a column, if the batch has it.
     pub fn count_nulls(&mut self, batch: &RecordBatch, name: &str) {
         if let Some(column) = batch.column_by_name(name) {
