@@ -17,6 +17,7 @@ use finlake_topology::state::codec::{Body, CodecError};
 use finlake_topology::{Context, Failure, Forward, Micros, Processor, SinkId};
 
 use crate::config::Plan;
+use crate::ledger::Counts;
 use crate::{BARS, Market, Msg, TICKS};
 
 const STORE: usize = 0;
@@ -67,6 +68,7 @@ type Day = (i32, DayValue);
 
 pub(crate) struct Gold {
     plan: Arc<Plan>,
+    counts: Counts,
     sink: SinkId,
     /// Closes emitted in this commit, by (source, symbol) and date.
     changed: BTreeMap<(String, String), BTreeMap<i32, Change>>,
@@ -80,9 +82,10 @@ struct Change {
 }
 
 impl Gold {
-    pub fn new(plan: Arc<Plan>, sink: SinkId) -> Self {
+    pub fn new(plan: Arc<Plan>, counts: Counts, sink: SinkId) -> Self {
         Self {
             plan,
+            counts,
             sink,
             changed: BTreeMap::new(),
         }
@@ -134,7 +137,11 @@ impl Gold {
             let changed_here = changed.contains_key(&date);
             if changed_here {
                 // One that was taken back is missed by as many as would have seen it.
-                seen = reach + usize::from(!day.retracted);
+                let after = match self.plan.config.faults.correction_not_carried {
+                    false => reach,
+                    true => 0,
+                };
+                seen = after + usize::from(!day.retracted);
             }
             if day.retracted {
                 if changed_here {
@@ -260,6 +267,7 @@ impl Gold {
             .encode_metrics(&row, &mut value)
             .map_err(Failure::fatal)?;
         ctx.produce(self.sink, &key, &value, &[])?;
+        ctx.count(self.counts.metrics_retracted, i64::from(row.retracted));
         day.emitted = Some(Emitted {
             revision: row.revision,
             sys_from: row.sys_from,

@@ -25,6 +25,9 @@ pub(crate) struct Counts {
     /// Of market.bars: corrections that changed a bar, and those that held already.
     pub asserted: Counter,
     pub held: Counter,
+    /// Versions sent to Silver and to Gold that take a row back.
+    pub bars_retracted: Counter,
+    pub metrics_retracted: Counter,
 }
 
 /// What an entry needs of the one before.
@@ -151,6 +154,17 @@ impl Processor<Market> for Ledger {
         for o in &stats.outputs {
             chain.add(&o.topic, o.count);
         }
+        // Of all the records that a table takes these make no row. The totals are there from the first commit on, also
+        // as 0: whoever counts rows sees by them that nothing is left out.
+        for (name, counter) in [
+            (LedgerEntry::BARS_RETRACTED, self.counts.bars_retracted),
+            (
+                LedgerEntry::METRICS_RETRACTED,
+                self.counts.metrics_retracted,
+            ),
+        ] {
+            chain.add(name, stats.counter(counter));
+        }
         let entry = LedgerEntry {
             app_id: self.plan.config.app_id.clone(),
             task: ctx.task(),
@@ -212,5 +226,24 @@ mod tests {
         let v1 = b"\x01\xfb\xff\x00\x02\x08accepted\x04\x07records\xfb\x58\x02";
         assert_eq!(chain.to_bytes().unwrap(), v1);
         assert_eq!(Chain::from_bytes(v1).unwrap(), chain);
+    }
+
+    /// A chain of a build that did not count retractions goes on, and counts from there.
+    #[test]
+    fn a_chain_takes_further_totals_in() {
+        let v1 = b"\x01\xfb\xff\x00\x02\x08accepted\x04\x07records\xfb\x58\x02";
+        let mut chain = Chain::from_bytes(v1).unwrap();
+        chain.add(LedgerEntry::BARS_RETRACTED, 0);
+        chain.add(LedgerEntry::BARS_RETRACTED, 3);
+        let again = Chain::from_bytes(&chain.to_bytes().unwrap()).unwrap();
+        let totals: Vec<_> = again.totals.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+        assert_eq!(
+            totals,
+            [
+                ("accepted", 2),
+                (LedgerEntry::BARS_RETRACTED, 3),
+                ("records", 300)
+            ]
+        );
     }
 }

@@ -27,7 +27,7 @@ use finlake_schemas::{Bar, Codec, topics};
 use finlake_topology::{Domain, Record, SinkOptions, TopicIdx, Topology, TopologyBuilder};
 
 use config::Plan;
-pub use config::{Emit, PipelineConfig, PipelineError};
+pub use config::{Emit, Faults, PipelineConfig, PipelineError};
 pub use table::Probe;
 
 /// The inputs, in the order of their declaration.
@@ -106,6 +106,8 @@ pub fn build(
             "Corrections from market.bars that changed a bar",
         ),
         held: t.counter("held", "Corrections from market.bars that held already"),
+        bars_retracted: t.counter("bars_retracted", "Bar versions that take a row back"),
+        metrics_retracted: t.counter("metrics_retracted", "Metrics versions that take a row back"),
     };
 
     let node = t.process("decode", &[ticks]);
@@ -130,7 +132,7 @@ pub fn build(
     let node = t.process("gold", &[versions]).stores(&["days"]);
     let days = node.sinks(&[metrics]).with({
         let plan = plan.clone();
-        move || gold::Gold::new(plan.clone(), metrics)
+        move || gold::Gold::new(plan.clone(), counts, metrics)
     });
     let node = t.process("ledger", &[days]).stores(&["bars"]);
     node.sinks(&[entries])

@@ -5,7 +5,8 @@ mod common;
 use common::*;
 use finlake_pipeline::{Emit, PipelineConfig};
 use finlake_schemas::{
-    ActionKind, Assertion, Bar, BarContent, Basis, CorporateAction, Dec8, Dec16, VendorBar, topics,
+    ActionKind, Assertion, Bar, BarContent, Basis, CorporateAction, Dec8, Dec16, LedgerEntry,
+    VendorBar, topics,
 };
 
 fn sim() -> Sim {
@@ -192,6 +193,14 @@ fn bars_are_taken_back_and_begin_anew() {
     assert_eq!(anew.bar().prev_sys_from, None);
     current(&s);
     check_ledger(&s);
+    // Counted through the crash; so many records of Silver are no rows.
+    let entries = s.ledger();
+    assert_eq!(entries[0].total(LedgerEntry::BARS_RETRACTED), Some(0));
+    let last = entries.last().unwrap();
+    assert_eq!(last.total(LedgerEntry::BARS_RETRACTED), Some(2));
+    assert_eq!(last.total(LedgerEntry::METRICS_RETRACTED), Some(0));
+    let rows = s.versions().iter().filter(|b| !b.retracted).count() as i64;
+    assert_eq!(last.total(topics::OHLCV), Some(rows + 2));
 }
 
 /// A minute that has left the store: the sender's word stands for what the store forgot.
@@ -396,6 +405,11 @@ fn gold_follows() {
         assert_eq!((now.return_1, &now.windows), (then.return_1, &then.windows));
     }
     check_ledger(&s);
+    let entries = s.ledger();
+    let total = |name| entries.last().unwrap().total(name);
+    assert_eq!(total(LedgerEntry::BARS_RETRACTED), Some(1));
+    assert_eq!(total(LedgerEntry::METRICS_RETRACTED), Some(1));
+    assert_eq!(total(topics::METRICS), Some(all.len() as i64));
 }
 
 /// Whatever else comes by that topic is in the dead-letter topic with its reason.

@@ -227,7 +227,7 @@ pub struct LedgerEntry {
     pub inputs: Vec<InputRange>,
     pub outputs: Vec<OutputCount>,
     pub corrections: i64,
-    /// Running totals by name.
+    /// Running totals by name; see [`LedgerEntry::total`].
     pub totals: Vec<(String, i64)>,
     /// Writer schemas met in the inputs.
     pub schema_ids: Vec<i32>,
@@ -236,6 +236,19 @@ pub struct LedgerEntry {
     /// Written by a graceful stop.
     pub last: bool,
     pub heartbeat: bool,
+}
+
+impl LedgerEntry {
+    /// Running total: records of [`crate::topics::OHLCV`] that retract, each of which closes a row and makes none.
+    pub const BARS_RETRACTED: &'static str = "market.ohlcv.retracted";
+    /// The same of [`crate::topics::METRICS`].
+    pub const METRICS_RETRACTED: &'static str = "market.metrics.retracted";
+
+    /// A running total; `None` if the entry's writer does not keep it.
+    pub fn total(&self, name: &str) -> Option<i64> {
+        let found = self.totals.iter().find(|(n, _)| n == name);
+        found.map(|(_, n)| *n)
+    }
 }
 
 /// A vendor's bar, as it came: one interval of one instrument, prices as the vendor states them.

@@ -371,6 +371,7 @@ impl Emitter {
         self.encode(name, interval, &bar)?;
         ctx.produce(self.silver, &self.key, &self.value, &[])?;
         ctx.produce(self.live, &self.key, &self.value, &[])?;
+        ctx.count(self.counts.bars_retracted, i64::from(cell.retracted));
         cell.changed = false;
         cell.live_due = false;
         cell.urgent = false;

@@ -372,11 +372,19 @@ pub fn check_ledger(sim: &Sim) {
     let entries = sim.ledger();
     let records = sim.driver.outputs(topics::LEDGER);
     let mut outputs: BTreeMap<(i64, &str), (i64, Sum128)> = BTreeMap::new();
+    let mut retracted: BTreeMap<(i64, &str), i64> = BTreeMap::new();
     for topic in [topics::OHLCV, topics::METRICS, topics::DLQ] {
         for OutputRecord {
             key, value, commit, ..
         } in sim.driver.outputs(topic)
         {
+            let bytes = value.as_deref().unwrap_or(&[]);
+            let takes_back = match topic {
+                topics::OHLCV => sim.codec.decode_bar(bytes).unwrap().retracted,
+                topics::METRICS => sim.codec.decode_metrics(bytes).unwrap().retracted,
+                _ => false,
+            };
+            *retracted.entry((*commit, topic)).or_default() += i64::from(takes_back);
             let sum = outputs.entry((*commit, topic)).or_default();
             sum.0 += 1;
             sum.1.add(
@@ -429,6 +437,13 @@ pub fn check_ledger(sim: &Sim) {
         }
         assert_eq!(topics_listed.len(), 3);
         *totals.entry("corrections".to_owned()).or_default() += e.corrections;
+        for (name, topic) in [
+            (LedgerEntry::BARS_RETRACTED, topics::OHLCV),
+            (LedgerEntry::METRICS_RETRACTED, topics::METRICS),
+        ] {
+            let n = retracted.get(&(e.commit, topic)).copied();
+            *totals.entry(name.to_owned()).or_default() += n.unwrap_or(0);
+        }
         let listed: BTreeMap<String, i64> = e.totals.iter().cloned().collect();
         assert_eq!(listed, totals);
         assert_eq!(
