@@ -22,8 +22,9 @@ pub enum Fault {
     CloseBefore,
     /// It is carried out that much later than it came.
     Delay(Duration),
-    /// It is not carried out and answered with this error code. For the transaction, group, offset
-    /// and produce requests; others are closed on instead.
+    /// It is not carried out and answered with this error code. For the transaction, group, offset,
+    /// produce and fetch requests, and for the topics that a Metadata request names; others are
+    /// closed on instead.
     Error(i16),
 }
 

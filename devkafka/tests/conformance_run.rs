@@ -48,6 +48,7 @@ checks! {
     groups::static_member_fenced,
     groups::session_timeout,
     groups::commit_and_describe,
+    groups::commit_of_what_others_own,
     raw::transaction_codes,
     raw::data_codes,
     raw::group_codes,

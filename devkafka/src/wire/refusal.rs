@@ -3,6 +3,8 @@
 use kafka_protocol::messages::add_partitions_to_txn_response::{
     AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult,
 };
+use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
 use kafka_protocol::messages::offset_commit_response::{
     OffsetCommitResponsePartition, OffsetCommitResponseTopic,
 };
@@ -31,6 +33,37 @@ pub fn refusal(request: &Request, code: i16) -> Option<Response> {
                     .with_partition_responses(parts)
             });
             Response::Produce(ProduceResponse::default().with_responses(responses.collect()))
+        }
+        Request::Fetch(r) => {
+            let one = |p: &fetch_request::FetchPartition| {
+                PartitionData::default()
+                    .with_partition_index(p.partition)
+                    .with_error_code(code)
+                    .with_high_watermark(-1)
+                    .with_last_stable_offset(-1)
+                    .with_log_start_offset(-1)
+                    .with_preferred_read_replica(BrokerId(-1))
+                    .with_records(Some(bytes::Bytes::new()))
+            };
+            let responses = r.topics.iter().map(|t| {
+                let parts = t.partitions.iter().map(one).collect();
+                FetchableTopicResponse::default()
+                    .with_topic(t.topic.clone())
+                    .with_partitions(parts)
+            });
+            Response::Fetch(FetchResponse::default().with_responses(responses.collect()))
+        }
+        Request::Metadata(r) => {
+            // Without topics it asks for brokers, which have to be there.
+            let named = r.topics.as_ref().filter(|topics| !topics.is_empty())?;
+            let topics = named.iter().map(|t| {
+                MetadataResponseTopic::default()
+                    .with_error_code(code)
+                    .with_name(t.name.clone())
+            });
+            let response = MetadataResponse::default().with_topics(topics.collect());
+            // Not asked for.
+            Response::Metadata(response.with_cluster_authorized_operations(i32::MIN))
         }
         Request::AddPartitionsToTxn(r) => {
             let one = |p: &i32| {

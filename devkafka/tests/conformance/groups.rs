@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminOptions;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::clients::*;
 
@@ -136,6 +137,34 @@ pub async fn session_timeout(bootstrap: &str) {
     settle(&[&a, &b], 1);
     drop(a);
     settle(&[&b], 2);
+}
+
+/// A member may keep offsets, with metadata, of partitions that others own; one that has left may not.
+pub async fn commit_of_what_others_own(bootstrap: &str) {
+    let topic = topic(bootstrap, "commit2", 4).await;
+    let group = unique("g");
+    let a = member(bootstrap, &group, "range", None);
+    let b = member(bootstrap, &group, "range", None);
+    a.subscribe(&[&topic]).unwrap();
+    b.subscribe(&[&topic]).unwrap();
+    settle(&[&a, &b], 2);
+    let mut all = TopicPartitionList::new();
+    for p in 0..4 {
+        let mut element = all.add_partition(&topic, p);
+        element.set_offset(Offset::Offset(0)).unwrap();
+        element.set_metadata(format!("of {p}"));
+    }
+    a.commit(&all, CommitMode::Sync).unwrap();
+    let stranger = consumer(bootstrap, &group, "read_committed");
+    let kept = stranger.committed_offsets(all.clone(), WAIT).unwrap();
+    for element in kept.elements() {
+        assert_eq!(element.offset(), Offset::Offset(0));
+        assert_eq!(element.metadata(), format!("of {}", element.partition()));
+    }
+    stranger.commit(&all, CommitMode::Sync).unwrap_err();
+    a.unsubscribe();
+    settle(&[&b], 4);
+    a.commit(&all, CommitMode::Sync).unwrap_err();
 }
 
 /// Committed offsets are there for the next member; groups are listed, described and deleted.
