@@ -2,7 +2,8 @@
 //! the row's own system time (INV-9), in the same arithmetic, bit for bit.
 //!
 //! Pure. Gold follows Silver in the same commit, so at one cut there is nothing to wait for: a
-//! date with a closed daily bar has its row, or it is MISSING.
+//! date with a closed daily bar has its row, or it is MISSING; a version holds for as long as the
+//! closes that it sees say the same, or the one that should have followed is MISSING.
 
 use std::collections::BTreeMap;
 
@@ -184,26 +185,77 @@ fn histories(check: &Check<'_>, rows: &[MetricsRow], out: &mut Findings) {
     }
 }
 
-/// The closes known at a system time up to a date, oldest first, at most `count`.
-fn known(series: &[Close], date: i32, at: i64, count: usize) -> (Vec<Dec8>, bool) {
+/// The closes known at a system time up to a date, oldest first, at most `count`; whether the date
+/// has one; and the first date on which they depend.
+fn known(series: &[Close], date: i32, at: i64, count: usize) -> (Vec<Dec8>, bool, i32) {
     let end = series.partition_point(|c| c.date <= date);
     let mut closes = Vec::with_capacity(count);
     let mut this_date = false;
+    let mut first = i32::MIN;
     for c in series[..end].iter().rev() {
         if c.sys_from <= at && at < c.sys_to {
             this_date |= c.date == date;
             closes.push(Dec8(c.close));
             if closes.len() == count {
+                first = c.date;
                 break;
             }
         }
     }
     closes.reverse();
-    (closes, this_date)
+    (closes, this_date, first)
+}
+
+/// When the closes of these dates first change after `at` and before `until`.
+fn next_change(series: &[Close], dates: (i32, i32), at: i64, until: i64) -> Option<i64> {
+    let from = series.partition_point(|c| c.date < dates.0);
+    let to = series.partition_point(|c| c.date <= dates.1);
+    let times = series[from..to].iter().flat_map(|c| [c.sys_from, c.sys_to]);
+    times.filter(|t| at < *t && *t < until).min()
+}
+
+/// A version must end when the closes that it sees begin to say something else.
+fn outlived(check: &Check<'_>, row: &MetricsRow, series: &[Close], first: i32) -> Option<Finding> {
+    let count = check.config.reach() + 1;
+    let (mut at, mut first) = (row.sys_from, first);
+    loop {
+        at = next_change(series, (first, row.date), at, row.sys_to)?;
+        let (closes, there, depends) = known(series, row.date, at, count);
+        first = depends;
+        let close = closes.last().map_or(0, |c| c.0);
+        let differs = match there {
+            true => differences(row, close, &values(&closes, check.config), check.config),
+            false => Vec::new(),
+        };
+        if there && differs.is_empty() {
+            continue;
+        }
+        let join = |f: fn(&Differs) -> String| differs.iter().map(f).collect::<Vec<_>>().join(", ");
+        let f = check.finding(
+            BreakKind::Missing,
+            row.symbol,
+            row.date,
+            format!("version:{at}"),
+        );
+        let f = match there {
+            true => f
+                .expected(join(|d| format!("{} {}", d.name, d.expected)))
+                .actual(join(|d| format!("{} {}", d.name, d.actual))),
+            false => f
+                .expected("no row: the daily bar was taken back")
+                .actual(format!("close {}", decimal(row.close, 8))),
+        };
+        return Some(f.detail(format!(
+            "a daily close that the version of system time {} sees was changed at {at}, and no \
+             version followed: the correction was not carried to this date; `finlake replay` over \
+             the corrected day and those after it shows what is due",
+            row.sys_from
+        )));
+    }
 }
 
 fn one_row(check: &Check<'_>, row: &MetricsRow, series: &[Close], out: &mut Findings) {
-    let (closes, there) = known(series, row.date, row.sys_from, check.config.reach() + 1);
+    let (closes, there, first) = known(series, row.date, row.sys_from, check.config.reach() + 1);
     if !there {
         out.push(
             check
@@ -253,6 +305,8 @@ fn one_row(check: &Check<'_>, row: &MetricsRow, series: &[Close], out: &mut Find
                     worst * 100.0
                 )),
         );
+    } else if let Some(finding) = outlived(check, row, series, first) {
+        out.push(finding);
     }
     let (source, name) = check.names.get(row.symbol);
     let labels = [
@@ -393,7 +447,7 @@ mod tests {
         let emit = |date: i32, at: i64, closes: &[Close], rows: &mut Vec<MetricsRow>| {
             let mut series = closes.to_vec();
             series.sort_by_key(|c| (c.symbol, c.date, c.sys_from));
-            let (window, there) = known(&series, date, at, config.reach() + 1);
+            let (window, there, _) = known(&series, date, at, config.reach() + 1);
             assert!(there);
             let v = values(&window, &config);
             let prev = rows.iter_mut().rfind(|r| r.date == date);
@@ -487,6 +541,61 @@ mod tests {
         let found = run(|closes, rows| {
             rows.retain(|r| r.date < 20);
             closes.retain(|c| c.date < 20);
+        });
+        assert_eq!(found, []);
+    }
+
+    /// The correction of day 10 changes what five returns say up to day 15; those of thirty need more days.
+    #[test]
+    fn a_correction_that_is_not_carried_on_is_found() {
+        let drop_version = |rows: &mut Vec<MetricsRow>, date: i32| {
+            rows.retain(|r| r.date != date || r.sys_from != 5_000);
+            for row in rows.iter_mut().filter(|r| r.date == date) {
+                (row.sys_to, row.is_current) = (END, true);
+            }
+        };
+        let found = run(|_, rows| drop_version(rows, 20));
+        assert_eq!(found, [], "its windows do not see day 10");
+        let found = run(|_, rows| drop_version(rows, 13));
+        let one = |date: &str| {
+            let (key, cause) = (format!("s:X:{date}"), "version:5000".to_owned());
+            vec![(BreakKind::Missing, Severity::Material, key, cause)]
+        };
+        assert_eq!(found, one("1970-01-14"));
+        // Later versions come too late: the one that was due is missed all the same.
+        let found = run(|_, rows| {
+            for row in rows.iter_mut().filter(|r| r.date == 13) {
+                match row.sys_from {
+                    5_000 => (row.sys_from, row.kafka_offset) = (6_000, 6_000),
+                    _ => row.sys_to = 6_000,
+                }
+            }
+        });
+        assert_eq!(found, one("1970-01-14"));
+        // A day that was taken back takes its row with it.
+        let found = run(|closes, _| {
+            let last = closes.iter_mut().find(|c| c.date == 34);
+            last.unwrap().sys_to = 7_000;
+        });
+        assert_eq!(
+            found,
+            [(
+                BreakKind::Missing,
+                Severity::Material,
+                "s:X:1970-02-04".to_owned(),
+                "version:7000".to_owned()
+            )]
+        );
+        // A change to the same value is none.
+        let found = run(|closes, _| {
+            let again = closes.iter_mut().find(|c| c.date == 15).unwrap();
+            again.sys_to = 8_000;
+            let again = Close {
+                sys_from: 8_000,
+                sys_to: END,
+                ..*again
+            };
+            closes.push(again);
         });
         assert_eq!(found, []);
     }
