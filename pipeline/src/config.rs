@@ -37,6 +37,16 @@ pub struct PipelineConfig {
     pub gold: GoldConfig,
     /// Symbols without an open bar that are kept decoded in memory, per task.
     pub cached_symbols: usize,
+    /// For tests of the checks; none.
+    pub faults: Faults,
+}
+
+/// Faults that tests plant into the processors, to see that somebody notices. By code alone: no setting and no command
+/// reaches them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// A corrected daily close changes the metrics of its own date and not of those after it.
+    pub correction_not_carried: bool,
 }
 
 impl Default for PipelineConfig {
@@ -56,6 +66,7 @@ impl Default for PipelineConfig {
             retention_1m: 35 * DAY,
             gold: GoldConfig::default(),
             cached_symbols: 4096,
+            faults: Faults::default(),
         }
     }
 }
