@@ -9,7 +9,8 @@
 
 use std::collections::BTreeMap;
 
-use finlake_schemas::{BreakKind, Stage};
+use finlake_schemas::{BreakKind, Stage, hash128};
+use rustc_hash::FxHashMap;
 
 use crate::findings::{Finding, Findings, Layer, MATERIAL};
 use crate::rules::{Measure, Tally};
@@ -49,6 +50,25 @@ pub struct References {
 }
 
 const COLUMNS: [&str; 5] = ["open", "high", "low", "close", "volume"];
+
+/// Bars that were compared with somebody else's, and whether they agree; by the hash of what a break of theirs would be
+/// called, since there may be millions.
+#[derive(Debug, Clone, Default)]
+pub struct Compared(FxHashMap<u128, bool>);
+
+impl Compared {
+    pub(crate) fn note(&mut self, cause: &str, key: &str, agrees: bool) {
+        self.0
+            .insert(hash128(cause.as_bytes(), key.as_bytes()), agrees);
+    }
+
+    /// Whether the bar of a break agrees now; `None` if it was not compared.
+    pub fn verdict(&self, cause: &str, key: &str) -> Option<bool> {
+        self.0
+            .get(&hash128(cause.as_bytes(), key.as_bytes()))
+            .copied()
+    }
+}
 
 impl References {
     /// Adds one; `order` says which of two is newer.
@@ -124,6 +144,7 @@ impl References {
 
     /// Compares one bar with what others say of its interval, for one rule. Only a closed bar
     /// made from trades is compared.
+    #[allow(clippy::too_many_arguments)]
     pub fn compare(
         &self,
         measure: &Measure,
@@ -131,6 +152,7 @@ impl References {
         names: &Names,
         market: &Market,
         tally: &mut Tally,
+        compared: &mut Compared,
         out: &mut Findings,
     ) {
         debug_assert!(self.sorted);
@@ -146,16 +168,18 @@ impl References {
         let (source, symbol) = names.get(row.key.symbol);
         let references = self.of(who, source, symbol, row.key.interval, row.key.start);
         for (from, theirs) in references {
-            let Some((expected, actual, worst)) = differs(theirs, row) else {
-                tally.add(measure.clone(), 0.0, 1.0);
-                continue;
-            };
-            tally.add(measure.clone(), 1.0, 1.0);
             let cause = match who {
                 Who::Exchange => "kline_accuracy".to_owned(),
                 Who::Vendor => format!("vendor_accuracy:{from}"),
             };
             let key = bar_name(row.key, names, market);
+            let differs = differs(theirs, row);
+            compared.note(&cause, &key, differs.is_none());
+            let Some((expected, actual, worst)) = differs else {
+                tally.add(measure.clone(), 0.0, 1.0);
+                continue;
+            };
+            tally.add(measure.clone(), 1.0, 1.0);
             let f = Finding::new(
                 BreakKind::ValueDrift,
                 Layer::Silver,
@@ -292,19 +316,36 @@ mod tests {
         all.push(Who::Vendor, "v", "A", reference(0), 1);
         all.sort();
         let (mut tally, mut out) = (Tally::default(), Findings::default());
+        let mut compared = Compared::default();
         let klines = Measure::KlineAccuracy("1m".into());
         let vendors = Measure::VendorAccuracy("1m".into());
         for n in 0..4 {
             for id in ids {
                 let row = bar(id, n * MINUTE);
                 for measure in [&klines, &vendors] {
-                    all.compare(measure, &row, &names, &market, &mut tally, &mut out);
+                    all.compare(
+                        measure,
+                        &row,
+                        &names,
+                        &market,
+                        &mut tally,
+                        &mut compared,
+                        &mut out,
+                    );
                 }
             }
         }
         let mut forming = bar(ids[0], MINUTE);
         forming.stage = Some(Stage::Checkpoint);
-        all.compare(&klines, &forming, &names, &market, &mut tally, &mut out);
+        all.compare(
+            &klines,
+            &forming,
+            &names,
+            &market,
+            &mut tally,
+            &mut compared,
+            &mut out,
+        );
         let rules = crate::rules::parse("kline_accuracy:1m<=0.5, vendor_accuracy:1m<=0").unwrap();
         let measured: Vec<f64> = tally.judge(&rules).iter().map(|m| m.value).collect();
         assert_eq!(measured, [4.0 / 6.0, 0.0]);

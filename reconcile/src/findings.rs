@@ -8,11 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use finlake_schemas::{Break, BreakKind, BreakStatus, Severity, keys};
 
+use crate::scope::{Scope, class};
+
 /// Beyond this relative difference a drift is material: 0.01 %.
 pub const MATERIAL: f64 = 1e-4;
 
 /// How the causes of breaks begin that tell a table's row count from the ledger's totals.
 pub const TOTAL: &str = "INV-13:total:";
+
+/// The table whose rows are counted as a whole only: no reconciliation has seen each of its commits.
+pub(crate) const COUNTED_WHOLE: &str = "bronze.market_bars";
 
 /// Where something is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -172,6 +177,10 @@ pub struct Findings {
     listed: BTreeMap<(BreakKind, Layer, String), usize>,
     counts: BTreeMap<(BreakKind, Severity), u64>,
     limit: usize,
+    /// A check stopped before it had named all.
+    cut_off: bool,
+    /// Beginning of a cause, and a key: what could not be judged this time.
+    undecided: BTreeSet<(String, String)>,
 }
 
 impl Default for Findings {
@@ -189,6 +198,8 @@ impl Findings {
             listed: BTreeMap::new(),
             counts: BTreeMap::new(),
             limit,
+            cut_off: false,
+            undecided: BTreeSet::new(),
         }
     }
 
@@ -238,13 +249,41 @@ impl Findings {
         self.counts.is_empty()
     }
 
-    /// Whether some were only counted.
+    /// Whether some were only counted, or not even that.
     pub fn is_cut(&self) -> bool {
-        self.total() > self.list.len() as u64
+        self.cut_off || self.total() > self.list.len() as u64
+    }
+
+    /// A check stopped before it had named all.
+    pub fn cut_off(&mut self) {
+        self.cut_off = true;
+    }
+
+    /// What `cause` begins with cannot be judged of this key now: it may be broken still, though nothing is found.
+    pub fn undecided(&mut self, cause: &str, key: impl Into<String>) {
+        self.undecided.insert((cause.to_owned(), key.into()));
+    }
+
+    /// Without what was found: a rule allows it. What could not be judged, or not be named, stays so.
+    #[must_use]
+    pub fn allowed(self) -> Findings {
+        Findings {
+            cut_off: self.cut_off,
+            undecided: self.undecided,
+            ..Findings::limited(self.limit)
+        }
+    }
+
+    /// Whether a break of this cause and key could be judged.
+    pub fn decides(&self, cause: &str, key: &str) -> bool {
+        let asked = (class(cause).to_owned(), key.to_owned());
+        !self.undecided.contains(&asked)
     }
 
     /// Takes over another list.
     pub fn absorb(&mut self, other: Findings) {
+        self.cut_off |= other.cut_off;
+        self.undecided.extend(other.undecided);
         let kept = other.list.len() as u64;
         let mut uncounted: BTreeMap<(BreakKind, Severity), u64> = other.counts;
         debug_assert!(uncounted.values().sum::<u64>() >= kept);
@@ -271,38 +310,6 @@ pub struct Changes {
     pub resolve: Vec<Break>,
     /// Found, and known already.
     pub known: usize,
-}
-
-/// What a run has looked at: only there can a break that is no longer found be called resolved.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Scope {
-    /// Layers checked.
-    pub layers: BTreeSet<String>,
-    /// Only this date (days since 1970); a break without a date is then out of scope.
-    pub date: Option<i32>,
-    /// Only this symbol; a break without a symbol is then out of scope.
-    pub symbol: Option<String>,
-    /// Causes that were not looked at this time (a source was not reachable).
-    pub unchecked: BTreeSet<String>,
-    /// Looked at as of an earlier system time: what came later may be broken still.
-    pub past: bool,
-}
-
-impl Scope {
-    /// Whether a break would have been found again.
-    pub fn covers(&self, known: &Break) -> bool {
-        let date = self.date.is_none_or(|d| known.trade_date == Some(d));
-        let symbol = self
-            .symbol
-            .as_ref()
-            .is_none_or(|s| known.symbol.as_ref() == Some(s));
-        let cause = known.cause.split(':').next().unwrap_or_default();
-        !self.past
-            && self.layers.contains(&known.layer)
-            && date
-            && symbol
-            && !self.unchecked.contains(cause)
-    }
 }
 
 /// Compares what a run found with the newest version of every known break. `now` in µs; a new
@@ -336,21 +343,79 @@ pub fn changes(
     if found.is_cut() {
         return out;
     }
-    for (id, b) in known {
-        // A total is the sum of what every commit is checked for.
-        let outdone = b.cause.starts_with(TOTAL) && !miscounted.contains(b.table.as_str());
-        // The ledger cannot heal; its entries can only be forgotten.
-        let heals = b.layer != Layer::Ledger.as_str();
-        if b.status != BreakStatus::Resolved
-            && heals
-            && !seen.contains(id)
-            && (b.found_by == found_by || outdone)
-            && scope.covers(b)
-        {
-            out.resolve.push(resolved(b, now));
+    let mut ended = BTreeSet::new();
+    // From the input upwards: what a layer misses cannot be told while the one below it lacks rows.
+    for (layer, below) in FROM_BELOW {
+        let gaps = match below {
+            Some(below) => lacks(below.as_str(), found, known, &ended),
+            None => BTreeSet::new(),
+        };
+        for (id, b) in known.iter().filter(|(_, b)| b.layer == layer.as_str()) {
+            // A total is the sum of what every commit is checked for.
+            let outdone = b.cause.starts_with(TOTAL)
+                && !miscounted.contains(b.table.as_str())
+                && b.table != COUNTED_WHOLE;
+            let hidden = b.kind == BreakKind::Missing
+                && (gaps.contains(&None) || gaps.contains(&b.symbol.as_deref()));
+            if b.status != BreakStatus::Resolved
+                && !seen.contains(id)
+                && !hidden
+                && (b.found_by == found_by || outdone)
+                && found.decides(&b.cause, &b.key)
+                && scope.covers(b)
+            {
+                ended.insert(*id);
+                out.resolve.push(resolved(b, now));
+            }
         }
     }
     out
+}
+
+/// The layers in which a break may end, and what each is judged by. The ledger cannot heal; its entries can only be
+/// forgotten.
+const FROM_BELOW: [(Layer, Option<Layer>); 4] = [
+    (Layer::Bronze, None),
+    (Layer::Feed, Some(Layer::Bronze)),
+    (Layer::Silver, Some(Layer::Bronze)),
+    (Layer::Gold, Some(Layer::Silver)),
+];
+
+/// Symbols of which this layer lacks rows that are no history; `None` for all.
+fn lacks<'a>(
+    layer: &str,
+    found: &'a Findings,
+    known: &'a BTreeMap<[u8; 16], Break>,
+    ended: &BTreeSet<[u8; 16]>,
+) -> BTreeSet<Option<&'a str>> {
+    let rows = |cause: &str| match class(cause) {
+        "INV-6" => !cause.starts_with("INV-6:prev"),
+        // Of what the task did, and of a share: no row is absent.
+        "accepted" | "validator" => false,
+        _ => true,
+    };
+    let now = found
+        .list()
+        .iter()
+        .filter(|f| f.kind == BreakKind::Missing && f.layer.as_str() == layer && rows(&f.cause));
+    let still = known.iter().filter(|(id, b)| {
+        b.kind == BreakKind::Missing
+            && b.layer == layer
+            && b.status != BreakStatus::Resolved
+            && rows(&b.cause)
+            && !ended.contains(*id)
+    });
+    now.map(|f| f.symbol.as_deref())
+        .chain(still.map(|(_, b)| b.symbol.as_deref()))
+        .collect()
+}
+
+/// Interval and start (µs) that the key of a bar's break names; `None` for other keys.
+pub(crate) fn bar_of(key: &str) -> Option<(&str, i64)> {
+    let mut parts = key.rsplitn(4, ':');
+    let start = parts.next()?.parse().ok()?;
+    let interval = parts.next()?;
+    (parts.next().is_some() && parts.next().is_some()).then_some((interval, start))
 }
 
 /// The version that ends a break. `now` in µs.
@@ -366,6 +431,7 @@ pub fn resolved(open: &Break, now: i64) -> Break {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scope::Looked;
 
     fn finding(key: &str) -> Finding {
         Finding::new(BreakKind::Missing, Layer::Silver, "silver.x", key, "row")
@@ -376,7 +442,16 @@ mod tests {
     fn scope() -> Scope {
         Scope {
             layers: BTreeSet::from(["silver".to_owned()]),
+            looked: looked(),
             ..Scope::default()
+        }
+    }
+
+    /// All that the ledger says.
+    fn looked() -> Looked {
+        Looked {
+            reached: Some(i64::MAX),
+            ..Looked::default()
         }
     }
 
@@ -445,14 +520,18 @@ mod tests {
             let cause = format!("{TOTAL}3");
             Finding::new(BreakKind::Duplicate, Layer::Silver, table, table, cause)
         };
-        let known: BTreeMap<_, _> = ["silver.x", "silver.y"]
+        let known: BTreeMap<_, _> = ["silver.x", "silver.y", COUNTED_WHOLE]
             .map(|t| (total(t).id(), total(t).to_break("audit", 1)))
             .into();
         let mut found = Findings::default();
         found.push(finding("a"));
         let ended = changes(&found, &known, &scope(), "reconcile", 9).resolve;
         let tables: Vec<_> = ended.iter().map(|b| b.table.as_str()).collect();
-        assert_eq!(tables, ["silver.y"], "silver.x still misses a row");
+        assert_eq!(
+            tables,
+            ["silver.y"],
+            "silver.x still misses a row, and nobody has counted the rest"
+        );
         let uncounted = Scope {
             unchecked: BTreeSet::from(["INV-13".to_owned()]),
             ..scope()
@@ -473,6 +552,7 @@ mod tests {
         let known = BTreeMap::from([(finding.id(), finding.to_break("reconcile", 1))]);
         let all = Scope {
             layers: BTreeSet::from(["ledger".to_owned()]),
+            looked: looked(),
             ..Scope::default()
         };
         let gone = changes(&Findings::default(), &known, &all, "reconcile", 9);
@@ -506,5 +586,72 @@ mod tests {
         assert_eq!(resolves(other(|s| s.past = true), "reconcile").len(), 0);
         let unread = other(|s| s.unchecked = BTreeSet::from(["row".to_owned()]));
         assert_eq!(resolves(unread, "reconcile").len(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_judged_is_not_resolved() {
+        let known: BTreeMap<_, _> = ["a", "b"]
+            .map(|k| (finding(k).id(), finding(k).to_break("reconcile", 1)))
+            .into();
+        let resolves = |found: &Findings| {
+            let made = changes(found, &known, &scope(), "reconcile", 9).resolve;
+            made.into_iter().map(|b| b.key).collect::<Vec<_>>()
+        };
+        let mut found = Findings::default();
+        found.undecided("row", "a");
+        found.undecided("version", "b");
+        assert_eq!(
+            resolves(&found),
+            ["b"],
+            "of b it is the row that is asked for"
+        );
+        // A rule that allows what was found says nothing of what could not be judged.
+        let mut all = Findings::default();
+        found.push(finding("b"));
+        all.absorb(found.allowed());
+        assert_eq!(resolves(&all), ["b"]);
+        all.cut_off();
+        assert_eq!(resolves(&all), [""; 0], "a check stopped on the way");
+    }
+
+    #[test]
+    fn what_a_layer_misses_is_not_told_while_the_one_below_lacks_rows() {
+        let of = |kind, layer, cause: &str, symbol: &str| {
+            Finding::new(kind, layer, "t", symbol, cause).of("s", symbol)
+        };
+        let silver = of(BreakKind::Missing, Layer::Silver, "row", "X");
+        let gold = of(BreakKind::Missing, Layer::Gold, "row", "X");
+        let other = of(BreakKind::Missing, Layer::Gold, "row", "Y");
+        let drift = of(BreakKind::ValueDrift, Layer::Silver, "close:7", "X");
+        let mut lost = of(BreakKind::Missing, Layer::Bronze, "position", "0");
+        lost.symbol = None;
+        let known: BTreeMap<_, _> = [&silver, &gold, &other, &drift, &lost]
+            .map(|f| (f.id(), f.to_break("reconcile", 1)))
+            .into();
+        let mut all = scope();
+        all.layers = ["bronze", "silver", "gold"].map(str::to_owned).into();
+        let resolves = |found: &Findings, scope: &Scope| {
+            let made = changes(found, &known, scope, "reconcile", 9).resolve;
+            let mut made: Vec<_> = made
+                .into_iter()
+                .map(|b| (b.layer, b.symbol.unwrap_or_default()))
+                .collect();
+            made.sort();
+            made
+        };
+        let pair = |layer: &str, symbol: &str| (layer.to_owned(), symbol.to_owned());
+        let nothing = Findings::default();
+        assert_eq!(resolves(&nothing, &all).len(), 5, "all was repaired");
+        // Bronze still lacks rows, or nobody has looked at it since.
+        let mut found = Findings::default();
+        found.push(lost);
+        let some = [pair("gold", "Y"), pair("silver", "X")];
+        assert_eq!(resolves(&found, &all), some);
+        all.layers.remove("bronze");
+        assert_eq!(
+            resolves(&nothing, &all),
+            some,
+            "the drift alone, and what Silver has"
+        );
     }
 }

@@ -225,7 +225,7 @@ fn share(a: &Cell, b: &Cell) -> f64 {
 }
 
 /// The system time that a cause ends with.
-fn moment(cause: &str) -> Option<i64> {
+pub(crate) fn moment(cause: &str) -> Option<i64> {
     cause.rsplit(':').next()?.parse().ok()
 }
 

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use finlake_schemas::{BreakKind, Severity, Stage};
+use finlake_schemas::{BreakKind, Severity, Stage, keys};
 
 use crate::findings::{Finding, Findings, Layer};
 use crate::silver::{self, BarRow, bar_name, decimal};
@@ -185,8 +185,21 @@ impl Tally {
     }
 }
 
-/// A finding for every rule beyond its limit whose single faults have none of their own.
-pub fn broken(measured: &[Measured], date: Option<i32>, out: &mut Findings) {
+/// What a share that was measured over a scope is called: of each scope it is another one.
+pub fn scoped(measure: &Measure, date: Option<i32>, symbol: Option<&str>) -> String {
+    let mut out = measure.to_string();
+    if let Some(date) = date {
+        out.push_str(&format!(" on {}", keys::iso_date(date)));
+    }
+    if let Some(symbol) = symbol {
+        out.push_str(&format!(" of {symbol}"));
+    }
+    out
+}
+
+/// A finding for every rule beyond its limit whose single faults have none of their own. `date` and `symbol`: the scope
+/// that was measured.
+pub fn broken(measured: &[Measured], date: Option<i32>, symbol: Option<&str>, out: &mut Findings) {
     for m in measured.iter().filter(|m| m.is_broken()) {
         let (kind, layer, table) = match m.rule.measure {
             // Each gap, bar and row is a finding of its own.
@@ -199,13 +212,14 @@ pub fn broken(measured: &[Measured], date: Option<i32>, out: &mut Findings) {
             Measure::MissingBars(_) => (BreakKind::Missing, Layer::Silver, silver::TABLE),
             Measure::NullRate(_) => (BreakKind::Missing, Layer::Bronze, crate::bronze::TABLE),
         };
-        let key = m.rule.measure.to_string();
+        let key = scoped(&m.rule.measure, date, symbol);
         let mut f = Finding::new(kind, layer, table, key, "validator")
             .severity(Severity::Minor)
             .expected(format!("at most {}", m.rule.limit))
             .actual(format!("{:.6}", m.value))
             .detail("a validator's threshold is passed; the threshold is quality.rules");
         f.trade_date = date;
+        f.symbol = symbol.map(str::to_owned);
         out.push(f);
     }
 }
@@ -287,7 +301,13 @@ pub fn bars(
                 }
             }
             Measure::VolumeSum(interval) => {
-                let wrong = volume_sums(interval, &current, market, &whole);
+                let Some(sums) = volume_sums(interval, &current, market, &whole) else {
+                    continue; // no such bars: nothing is measured
+                };
+                let (wrong, open) = sums;
+                for row in open {
+                    out.undecided("volume_sum", bar_name(row.key, names, market));
+                }
                 for (row, sum) in &wrong {
                     out.push(
                         finding(BreakKind::ValueDrift, row, "volume_sum".into())
@@ -306,25 +326,26 @@ pub fn bars(
     }
 }
 
+/// Bars whose volume is not the sum of what is in them, with that sum; and bars of which that cannot be said yet.
+type Sums<'a> = (Vec<(&'a BarRow, i128)>, Vec<&'a BarRow>);
+
+/// `None` if there are no bars of this interval, or none that fit into it.
 fn volume_sums<'a>(
     interval: &str,
     current: &[&'a BarRow],
     market: &Market,
     whole: &impl Fn(BarKey) -> bool,
-) -> Vec<(&'a BarRow, i128)> {
+) -> Option<Sums<'a>> {
     let list = market.intervals.list();
-    let Some(k) = list.iter().position(|i| i.name() == interval) else {
-        return Vec::new();
-    };
+    let k = list.iter().position(|i| i.name() == interval)?;
     if k == 0 || list[k].length() % list[0].length() != 0 {
-        return Vec::new();
+        return None;
     }
-    let mut wrong = Vec::new();
-    for row in current {
-        let fit = usize::from(row.key.interval) == k
-            && row.from_trades
-            && row.stage == Some(Stage::Closed);
-        if !fit || !whole(row.key) {
+    let (mut wrong, mut open) = (Vec::new(), Vec::new());
+    let of_interval = |row: &&&BarRow| usize::from(row.key.interval) == k && row.from_trades;
+    for row in current.iter().filter(of_interval) {
+        if row.stage != Some(Stage::Closed) || !whole(row.key) {
+            open.push(*row);
             continue;
         }
         let from = BarKey {
@@ -346,11 +367,13 @@ fn volume_sums<'a>(
             sum += part.content.volume.0;
             all &= whole(part.key);
         }
-        if all && sum != row.content.volume.0 {
+        if !all {
+            open.push(*row);
+        } else if sum != row.content.volume.0 {
             wrong.push((*row, sum));
         }
     }
-    wrong
+    Some((wrong, open))
 }
 
 #[cfg(test)]
@@ -399,7 +422,15 @@ mod tests {
             [(0.25, true), (3000.0, false)]
         );
         let mut out = Findings::default();
-        broken(&m, Some(3), &mut out);
-        assert_eq!(out.list()[0].key, "null_rate:x");
+        broken(&m, Some(3), None, &mut out);
+        broken(&m, None, Some("X"), &mut out);
+        broken(&m, None, None, &mut out);
+        let keys: Vec<_> = out.list().iter().map(|f| f.key.as_str()).collect();
+        let each = [
+            "null_rate:x on 1970-01-04",
+            "null_rate:x of X",
+            "null_rate:x",
+        ];
+        assert_eq!(keys, each, "a share of a day is not the share of all");
     }
 }

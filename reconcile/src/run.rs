@@ -18,7 +18,9 @@ use finlake_schemas::Kline;
 
 use crate::books::Books;
 use crate::findings::{Findings, Layer};
-use crate::rules::{Measure, Measured, Rule, Tally};
+use crate::rules::{Measured, Rule, Tally};
+use crate::scope::Looked;
+use crate::topic::Ticked;
 use crate::trades::Rules;
 
 /// What to check.
@@ -56,14 +58,20 @@ impl Watch for Unwatched {
     fn rows(&self, _: &str, _: u64, _: u64) {}
 }
 
-/// Where records of the topic come from: content hashes by offset of what is still retained.
+/// Where records of the topics come from, as far as they are retained.
 pub trait Records {
-    /// (offset, content hash) of the records of `market.ticks` in `[from, to)`, and the first
-    /// offset that the topic still has.
+    /// Hands the committed records of `market.ticks` in `range` (first and next offset, clamped to
+    /// what is retained) to `take`, in offset order; gives the first offset that the topic still
+    /// has.
     ///
     /// # Errors
     /// Why the topic could not be read.
-    fn ticks(&self, partition: i32, from: i64, to: i64) -> Result<(i64, Vec<(i64, u128)>), String>;
+    fn ticks(
+        &self,
+        partition: i32,
+        range: (i64, i64),
+        take: &mut dyn FnMut(&Ticked<'_>),
+    ) -> Result<i64, String>;
 
     /// Hands the committed records of a version table's topic in `range` (first and next offset,
     /// clamped to what is retained) to `take`, in offset order, as the rows that the sink makes
@@ -115,6 +123,8 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Beginnings of causes that were not looked at.
     pub unchecked_causes: BTreeSet<String>,
+    /// What a break that is not found again is judged by.
+    pub looked: Looked,
     /// Rows compared, by layer.
     pub rows: BTreeMap<Layer, u64>,
     /// System time (µs) of the cut, by partition.
@@ -208,16 +218,6 @@ pub fn behind(below: &Pinned, above: &Pinned) -> Option<(i32, i64, i64)> {
     above.watermarks().positions.iter().find_map(of)
 }
 
-type IsOf = fn(&Measure) -> bool;
-
-/// First part of a cause, and the rules that give it.
-const ACCURACIES: [(&str, IsOf); 2] = [
-    ("kline_accuracy", |m| matches!(m, Measure::KlineAccuracy(_))),
-    ("vendor_accuracy", |m| {
-        matches!(m, Measure::VendorAccuracy(_))
-    }),
-];
-
 /// Runs all checks. `records`: the topic, where it can be reached.
 ///
 /// # Errors
@@ -278,18 +278,8 @@ pub async fn run(
             run.outputs(pinned, layer).await?;
         }
     }
-    if records.is_none() {
-        let causes = crate::outputs::CAUSES.map(str::to_owned);
-        run.report.unchecked_causes.extend(causes);
-    }
     let mut report = run.report;
     report.measured = run.tally.judge(&options.validators);
-    for (name, is) in ACCURACIES {
-        // What was not measured may still be so.
-        if !report.measured.iter().any(|m| is(&m.rule.measure)) {
-            report.unchecked_causes.insert(name.to_owned());
-        }
-    }
     for rule in &options.validators {
         let known = report.measured.iter().any(|m| m.rule == *rule)
             || report.unmeasured.iter().any(|(r, _)| r == rule);
@@ -299,7 +289,9 @@ pub async fn run(
         }
     }
     let date = options.dates.map(|(from, _)| from);
-    crate::rules::broken(&report.measured, date, &mut report.findings);
+    let symbol = options.symbol.as_deref();
+    crate::rules::broken(&report.measured, date, symbol, &mut report.findings);
+    report.looked.reached = run.books.map(|books| crate::scope::reached(books, pins));
     Ok(report)
 }
 

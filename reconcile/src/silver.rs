@@ -281,6 +281,7 @@ fn current(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
         return; // only trades that came too late for it: a replay makes it
     };
     let closed = check.is_closed(bar.key);
+    let name = || bar_name(bar.key, check.names, check.rules);
     let newest = group.iter().rfind(|r| r.sys_to == check.open_end);
     match newest {
         None if group.iter().any(|r| r.sys_to != check.open_end) => {
@@ -295,7 +296,8 @@ fn current(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
                      `finlake replay` over its day restores it",
                 ),
         ),
-        None => {}
+        // Told at a graceful stop, it is wrong still.
+        None => out.undecided("row", name()),
         Some(row) => {
             let behind = row.ticks_offset <= bar.last_offset;
             let stage_lags = closed && row.stage != Some(Stage::Closed);
@@ -320,6 +322,9 @@ fn current(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
                             row.ticks_offset, bar.last_offset
                         )),
                 );
+            } else if behind || stage_lags {
+                // What was overdue may have been joined by a trade that is not.
+                out.undecided("version", name());
             }
         }
     }
