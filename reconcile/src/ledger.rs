@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use finlake_schemas::{BreakKind, LedgerEntry, hash128, topics};
 use serde::{Deserialize, Serialize};
 
+use crate::counts::Counted;
 use crate::findings::{Finding, Findings, Layer};
 
 /// What the audit knows of one task after its last entry.
@@ -41,6 +42,10 @@ pub struct TaskAudit {
     /// Every entry from the first on was seen.
     #[serde(rename = "w", default)]
     pub whole: bool,
+    /// Corrections taken by entries that do not say how many records retract, as builds before that total wrote them: so
+    /// many rows may be missing, and nobody can tell. Only known if the audit has seen every entry.
+    #[serde(rename = "u", default)]
+    pub uncounted: i64,
 }
 
 /// The stored state is not one.
@@ -52,7 +57,7 @@ impl TaskAudit {
     /// Text form, led by a version.
     pub fn encode(&self) -> String {
         // A struct of numbers, texts and maps with text keys: serialising cannot fail.
-        format!("v1 {}", serde_json::to_string(self).unwrap_or_default())
+        format!("v2 {}", serde_json::to_string(self).unwrap_or_default())
     }
 
     /// Reads every version ever written.
@@ -60,9 +65,18 @@ impl TaskAudit {
     /// # Errors
     /// [`BadState`].
     pub fn decode(text: &str) -> Result<TaskAudit, BadState> {
-        text.strip_prefix("v1 ")
-            .and_then(|json| serde_json::from_str(json).ok())
-            .ok_or_else(|| BadState(text.chars().take(80).collect()))
+        let read = match text.split_once(' ') {
+            Some(("v2", json)) => serde_json::from_str(json).ok(),
+            Some(("v1", json)) => serde_json::from_str(json).ok().map(TaskAudit::of_v1),
+            _ => None,
+        };
+        read.ok_or_else(|| BadState(text.chars().take(80).collect()))
+    }
+
+    /// Retractions were not counted: any correction may have been one.
+    fn of_v1(mut self) -> TaskAudit {
+        self.uncounted = self.taken.get(topics::BARS).copied().unwrap_or(0);
+        self
     }
 }
 
@@ -96,6 +110,18 @@ fn sums(entry: &LedgerEntry) -> BTreeMap<&str, i64> {
     sums
 }
 
+/// The running totals of records that make no row, with the topic whose records they are: Silver, Gold.
+const RETRACTED: [(&str, &str); 2] = [
+    (LedgerEntry::BARS_RETRACTED, topics::OHLCV),
+    (LedgerEntry::METRICS_RETRACTED, topics::METRICS),
+];
+
+/// Corrections that an entry's commit took: it retracts no more records of a topic than that.
+pub(crate) fn asserted(entry: &LedgerEntry) -> i64 {
+    let bars = entry.inputs.iter().filter(|i| i.topic == topics::BARS);
+    bars.map(|i| i.accepted).sum()
+}
+
 impl LedgerAudit {
     /// Nothing seen yet.
     pub fn new() -> LedgerAudit {
@@ -113,12 +139,6 @@ impl LedgerAudit {
         self.from_start.insert(task);
     }
 
-    /// Forgets a task: another instance audits it now.
-    pub fn forget(&mut self, task: i32) {
-        self.tasks.remove(&task);
-        self.from_start.remove(&task);
-    }
-
     /// The state of a task.
     pub fn task(&self, task: i32) -> Option<&TaskAudit> {
         self.tasks.get(&task)
@@ -132,6 +152,23 @@ impl LedgerAudit {
     /// Entries folded since this audit began.
     pub fn entries(&self) -> u64 {
         self.entries
+    }
+
+    /// How many records of Silver and of Gold retract in this entry, which is to be pushed next; `None` if that is not
+    /// known: the entry before was not seen, or its writer did not count them.
+    pub fn retracted(&self, entry: &LedgerEntry) -> Option<[i64; 2]> {
+        let before = self.tasks.get(&entry.task);
+        let before = before.filter(|b| b.commit + 1 == entry.commit);
+        if before.is_none() && entry.commit != 1 {
+            return None;
+        }
+        let grown = |name: &str| {
+            // A chain without the total begins it at 0.
+            let had = before.and_then(|b| b.totals.get(name)).copied();
+            Some(entry.total(name)? - had.unwrap_or(0))
+        };
+        let [(bars, _), (metrics, _)] = RETRACTED;
+        Some([grown(bars)?, grown(metrics)?])
     }
 
     /// Takes the next entry of a task, in the order of the ledger; `value` is the record's value as
@@ -156,6 +193,7 @@ impl LedgerAudit {
                 // Whoever wrote it goes on from there.
                 let mut state = state_after(entry, value);
                 state.taken.clone_from(&b.taken);
+                state.uncounted = b.uncounted;
                 self.tasks.insert(entry.task, state);
             }
             return false;
@@ -187,6 +225,10 @@ impl LedgerAudit {
         for i in &entry.inputs {
             *taken.entry(i.topic.clone()).or_default() += i.records;
         }
+        let mut uncounted = before.map_or(0, |b| b.uncounted);
+        if RETRACTED.iter().any(|(n, _)| entry.total(n).is_none()) {
+            uncounted += asserted(entry);
+        }
         let whole = match before {
             Some(b) => b.whole && entry.commit == b.commit + 1,
             None => entry.commit == 1,
@@ -194,6 +236,7 @@ impl LedgerAudit {
         let state = TaskAudit {
             taken,
             whole,
+            uncounted,
             ..state_after(entry, value)
         };
         self.tasks.insert(entry.task, state);
@@ -320,6 +363,23 @@ fn follows(entry: &LedgerEntry, before: &TaskAudit, out: &mut Findings) {
             );
         }
     }
+    for (name, topic) in RETRACTED {
+        let made = Counted::Output(topic).of(entry);
+        let had = before.totals.get(name).copied();
+        let due = had.unwrap_or(0)..=had.unwrap_or(0) + made;
+        let found = new.get(name).copied();
+        if found.or(had).is_some() && !found.is_some_and(|n| due.contains(&n)) {
+            out.push(
+                finding(entry, format!("INV-12:totals:{name}"), BreakKind::Ledger)
+                    .expected(format!("{} to {}", due.start(), due.end()))
+                    .actual(found.map_or("none".to_owned(), |f| f.to_string()))
+                    .detail(
+                        "a running total of retracted records went back, is gone, or grew by more \
+                         than the commit's records",
+                    ),
+            );
+        }
+    }
 }
 
 fn position(entry: &LedgerEntry, topic: &str, end: i64, start: i64, kind: BreakKind) -> Finding {
@@ -395,6 +455,61 @@ pub(crate) mod tests {
         out
     }
 
+    /// The same ledger after `edit` of each entry, which puts what the commit adds to further totals into `totals`; what
+    /// follows from the entries is made anew.
+    pub(crate) fn rewritten(
+        mut entries: Vec<(LedgerEntry, Vec<u8>)>,
+        edit: impl Fn(usize, &mut LedgerEntry),
+    ) -> Vec<(LedgerEntry, Vec<u8>)> {
+        let mut totals: BTreeMap<String, i64> = BTreeMap::new();
+        let mut hash = 0;
+        for (n, (entry, value)) in entries.iter_mut().enumerate() {
+            entry.totals.clear();
+            edit(n, entry);
+            for (name, n) in std::mem::take(&mut entry.totals) {
+                *totals.entry(name).or_default() += n;
+            }
+            for (name, n) in sums(entry) {
+                *totals.entry(name.to_owned()).or_default() += n;
+            }
+            entry.totals = totals.clone().into_iter().collect();
+            entry.prev_hash = hash;
+            *value = format!("{entry:?}").into_bytes();
+            hash = hash128(&[], value);
+        }
+        entries
+    }
+
+    /// A writer that counts: so many records of Silver retract in each commit.
+    pub(crate) fn retracting(
+        entries: Vec<(LedgerEntry, Vec<u8>)>,
+        bars: &[i64],
+    ) -> Vec<(LedgerEntry, Vec<u8>)> {
+        rewritten(entries, |n, entry| {
+            entry.totals = vec![
+                (LedgerEntry::BARS_RETRACTED.to_owned(), bars[n]),
+                (LedgerEntry::METRICS_RETRACTED.to_owned(), 0),
+            ];
+            correct(n, entry);
+        })
+    }
+
+    /// The commit takes one correction.
+    pub(crate) fn correct(n: usize, entry: &mut LedgerEntry) {
+        let n = n as i64;
+        entry.inputs.push(InputRange {
+            topic: topics::BARS.into(),
+            start: n,
+            end: n + 1,
+            records: 1,
+            hash: 7,
+            accepted: 1,
+            duplicates: 0,
+            rejected: 0,
+            skipped: 0,
+        });
+    }
+
     fn run(entries: &[(LedgerEntry, Vec<u8>)]) -> Findings {
         let mut audit = LedgerAudit::new();
         let mut out = Findings::default();
@@ -445,6 +560,7 @@ pub(crate) mod tests {
         assert!(out.is_empty());
         assert_eq!(second.entries(), 2);
         assert!(TaskAudit::decode("v2 {}").is_err());
+        assert!(TaskAudit::decode("v3 {}").is_err());
     }
 
     #[test]
@@ -458,7 +574,63 @@ pub(crate) mod tests {
         let text = r#"v1 {"c":2,"s":5,"h":"00","i":{"market.ticks":9},"t":{"records":9},"l":true,"r":{"market.ticks":9},"w":true}"#;
         let state = TaskAudit::decode(text).unwrap();
         assert_eq!((state.taken["market.ticks"], state.whole), (9, true));
-        assert_eq!(state.encode(), text);
+        assert_eq!(state.uncounted, 0);
+        // Any correction before may have been a retraction.
+        let text = text.replace("\"r\":{", "\"r\":{\"market.bars\":4,");
+        assert_eq!(TaskAudit::decode(&text).unwrap().uncounted, 4);
+        let v2 = r#"v2 {"c":2,"s":5,"h":"00","i":{"market.ticks":9},"t":{"records":9},"l":true,"r":{"market.ticks":9},"w":true,"u":3}"#;
+        let state = TaskAudit::decode(v2).unwrap();
+        assert_eq!((state.whole, state.uncounted), (true, 3));
+        assert_eq!(state.encode(), v2);
+    }
+
+    #[test]
+    fn what_no_entry_counted_is_remembered() {
+        let commits = [(5, 0, 0), (3, 0, 0), (4, 0, 0), (1, 0, 0)];
+        // A build that counts took over with the third entry.
+        let entries = rewritten(ledger(3, &commits), |n, entry| {
+            if n >= 2 {
+                entry.totals = vec![
+                    (LedgerEntry::BARS_RETRACTED.to_owned(), 1),
+                    (LedgerEntry::METRICS_RETRACTED.to_owned(), 0),
+                ];
+            }
+            correct(n, entry);
+        });
+        let mut audit = LedgerAudit::new();
+        let mut found = Findings::default();
+        let mut known = Vec::new();
+        for (entry, value) in &entries {
+            known.push(audit.retracted(entry));
+            audit.push(entry, value, &mut found);
+            let text = audit.task(3).unwrap().encode();
+            audit.resume(3, TaskAudit::decode(&text).unwrap());
+        }
+        assert!(found.is_empty(), "{:?}", found.list());
+        assert_eq!(known, [None, None, Some([1, 0]), Some([1, 0])]);
+        let state = audit.task(3).unwrap();
+        assert_eq!((state.whole, state.uncounted), (true, 2));
+        assert_eq!(state.totals[LedgerEntry::BARS_RETRACTED], 2);
+    }
+
+    #[test]
+    fn totals_of_retractions_follow() {
+        let good = retracting(ledger(3, &[(5, 0, 0), (3, 0, 0), (4, 0, 0)]), &[0, 1, 0]);
+        assert!(run(&good).is_empty());
+        let set = |entry: &mut LedgerEntry, to: Option<i64>| {
+            entry
+                .totals
+                .retain(|(name, _)| name != LedgerEntry::BARS_RETRACTED);
+            let total = to.map(|to| (LedgerEntry::BARS_RETRACTED.to_owned(), to));
+            entry.totals.extend(total);
+        };
+        // Gone, gone back, more than the commit has records.
+        for to in [None, Some(0), Some(6)] {
+            let mut bad = good.clone();
+            set(&mut bad[2].0, to);
+            let name = "INV-12:totals:market.ohlcv.retracted";
+            assert_eq!(causes(&run(&bad)), [(BreakKind::Ledger, name)], "{to:?}");
+        }
     }
 
     #[test]
