@@ -36,6 +36,8 @@ pub fn reader(config: &Config, group: &str) -> ClientConfig {
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed")
         .set("fetch.queue.backoff.ms", "2")
+        // Behind the marker that ends a transaction the end of a partition is told by an empty answer only.
+        .set("fetch.wait.max.ms", "20")
         .set("auto.offset.reset", "error");
     client
 }
@@ -87,6 +89,36 @@ pub fn member(config: &Config, group: &str, topic: &str) -> Result<BaseConsumer<
     Ok(consumer)
 }
 
+/// First and next offset of each partition of a topic; empty if there is no such topic.
+///
+/// # Errors
+/// Kafka does not answer, or does not describe the topic.
+pub fn bounds<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    name: &str,
+) -> Result<BTreeMap<i32, (i64, i64)>> {
+    let metadata = consumer
+        .fetch_metadata(Some(name), PATIENCE)
+        .with_context(|| format!("Kafka does not answer about {name}"))?;
+    let mut partitions = Vec::new();
+    for topic in metadata.topics().iter().filter(|t| t.name() == name) {
+        match topic.error() {
+            None => partitions.extend(topic.partitions().iter().map(|p| p.id())),
+            // Only this says that there is none.
+            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => {}
+            Some(error) => {
+                let code = RDKafkaErrorCode::from(error);
+                bail!("topic {name} cannot be described: {code}");
+            }
+        }
+    }
+    let mut bounds = BTreeMap::new();
+    for p in partitions {
+        bounds.insert(p, consumer.fetch_watermarks(name, p, PATIENCE)?);
+    }
+    Ok(bounds)
+}
+
 /// Reads what a topic holds, from here to there, in each partition's order: committed records only, joining no group,
 /// moving nothing.
 pub struct Topic {
@@ -112,25 +144,34 @@ impl Topic {
     /// # Errors
     /// Kafka does not answer.
     pub fn bounds(&self) -> Result<BTreeMap<i32, (i64, i64)>> {
-        let metadata = self
-            .consumer
-            .fetch_metadata(Some(self.name), PATIENCE)
-            .with_context(|| format!("Kafka does not answer about {}", self.name))?;
-        let mut partitions = Vec::new();
-        for topic in metadata.topics().iter().filter(|t| t.name() == self.name) {
-            match topic.error() {
-                None => partitions.extend(topic.partitions().iter().map(|p| p.id())),
-                // Only this says that there is none.
-                Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => {}
-                Some(error) => {
-                    let code = RDKafkaErrorCode::from(error);
-                    bail!("topic {} cannot be described: {code}", self.name);
+        bounds(&self.consumer, self.name)
+    }
+
+    /// The same, once no transaction is open in the topic: all that was ever sent is committed or aborted, and what is
+    /// committed lies below the next offset. A reader's own view ends where the first open transaction begins, and a
+    /// commit is acknowledged before its records are readable.
+    ///
+    /// # Errors
+    /// Kafka does not answer; a transaction stays open.
+    pub fn settled(&self, config: &Config) -> Result<BTreeMap<i32, (i64, i64)>> {
+        let mut plain = client(config);
+        plain.set("isolation.level", "read_uncommitted");
+        let plain: BaseConsumer = plain.create()?;
+        let by = Instant::now() + PATIENCE;
+        let mut bounds = self.bounds()?;
+        for (&p, (low, next)) in &mut bounds {
+            let (_, high) = plain.fetch_watermarks(self.name, p, PATIENCE)?;
+            while *next < high {
+                if Instant::now() > by {
+                    bail!(
+                        "a transaction has been open in {}/{p} for {} s; Kafka ends it if its writer does not: try again",
+                        self.name,
+                        PATIENCE.as_secs()
+                    );
                 }
+                std::thread::sleep(Duration::from_millis(5));
+                (*low, *next) = self.consumer.fetch_watermarks(self.name, p, PATIENCE)?;
             }
-        }
-        let mut bounds = BTreeMap::new();
-        for p in partitions {
-            bounds.insert(p, self.consumer.fetch_watermarks(self.name, p, PATIENCE)?);
         }
         Ok(bounds)
     }
@@ -209,4 +250,44 @@ pub fn is_passing(e: &KafkaError) -> bool {
                 | RDKafkaErrorCode::OperationTimedOut
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use finlake_devkafka::{Config as BrokerConfig, DevKafka, Fault};
+    use finlake_schemas::topics;
+
+    use super::*;
+    use crate::config::Inputs;
+
+    /// A check over an empty topic finds nothing wrong; over one that cannot be read it has to say so.
+    #[test]
+    fn a_topic_that_cannot_be_read_is_not_an_empty_one() {
+        const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
+        let broker = DevKafka::start(BrokerConfig {
+            auto_create_topics: false,
+            ..BrokerConfig::default()
+        })
+        .unwrap();
+        let set = |key: &str, value: String| (key.to_owned(), value, "--set".to_owned());
+        let inputs = Inputs {
+            overrides: vec![set("kafka.bootstrap_servers", broker.bootstrap())],
+            ..Inputs::default()
+        };
+        let config = Config::load(&inputs).unwrap();
+        let topic = Topic::open(&config, topics::LEDGER).unwrap();
+        assert_eq!(topic.bounds().unwrap(), BTreeMap::new(), "there is none");
+        let settings = topics::config(topics::LEDGER);
+        broker.create_topic(topics::LEDGER, 2, settings).unwrap();
+        assert_eq!(topic.bounds().unwrap(), [(0, (0, 0)), (1, (0, 0))].into());
+        let refused = Fault::Error(TOPIC_AUTHORIZATION_FAILED);
+        assert!(broker.faults().inject("Metadata", refused, 1_000));
+        let said = format!("{:#}", topic.bounds().unwrap_err());
+        assert!(
+            said.contains("finlake.ledger cannot be described") && said.contains("Authorization"),
+            "{said}"
+        );
+        broker.faults().clear();
+        assert_eq!(topic.bounds().unwrap().len(), 2);
+    }
 }

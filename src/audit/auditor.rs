@@ -15,7 +15,8 @@ use finlake_schemas::{Break, BreakStatus, Codec, topics};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use super::breaks::{Known, Publisher, fold, now};
+use super::breaks::now;
+use super::publish::Publisher;
 use crate::config::Config;
 use crate::serve::metrics::Metrics;
 
@@ -83,7 +84,6 @@ pub(super) enum Unlike {
 
 pub(super) struct Auditor {
     publisher: Publisher,
-    config: Config,
     codec: Arc<Codec>,
     lake: Lakehouse,
     metrics: Arc<Metrics>,
@@ -113,8 +113,7 @@ impl Auditor {
         runtime: Handle,
     ) -> Result<Auditor> {
         let mut auditor = Auditor {
-            publisher: Publisher::open(config)?,
-            config: config.clone(),
+            publisher: Publisher::new(config),
             codec,
             lake,
             metrics,
@@ -327,11 +326,10 @@ impl Auditor {
             self.ledger = Findings::default();
             return Ok(());
         }
-        // Others write breaks too.
-        let mut known = Known::read(&self.config, &self.codec).context("known breaks")?;
-        let changed = self.changes(&known);
-        self.publisher.send(&self.codec, &changed)?;
-        for b in changed {
+        let published = self
+            .publisher
+            .publish(&self.codec, |known| Ok(self.changes(known)))?;
+        for b in published.written {
             if b.status == BreakStatus::Opened {
                 self.metrics.audit_finding(b.kind.as_str(), &b.layer);
                 tracing::error!(
@@ -346,9 +344,8 @@ impl Auditor {
             } else {
                 tracing::info!(key = b.key, cause = b.cause, "audit: no longer found");
             }
-            fold(&mut known, b);
         }
-        self.known = Some(known);
+        self.known = Some(published.known);
         self.ledger = Findings::default();
         Ok(())
     }

@@ -6,9 +6,11 @@
 
 mod auditor;
 mod breaks;
+mod publish;
 mod role;
 mod sunk;
 
-pub use breaks::{Known, Publisher};
+pub use breaks::Known;
+pub use publish::{Breaks, Published, Publisher, TURN};
 pub use role::{Audit, AuditControl, Audited, once};
 pub use sunk::{BreaksThread, sink_all};

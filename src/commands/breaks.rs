@@ -81,22 +81,40 @@ fn list(global: &Global, config: &Config, codec: &Codec, args: &BreaksListArgs) 
 }
 
 fn explain(global: &Global, config: &Config, codec: &Codec, id: &str, why: &str) -> Result<()> {
-    let known = Known::read(config, codec)?;
-    let mut named = known.values().filter(|b| text(b.break_id).starts_with(id));
-    let (Some(found), None) = (named.next(), named.next()) else {
-        bail!("`{id}` does not name one break; `finlake breaks list` shows the ids");
-    };
-    if found.status == BreakStatus::Resolved {
-        bail!("that break is resolved already");
+    let published = Publisher::new(config).publish(codec, |known| {
+        let mut named = known.values().filter(|b| text(b.break_id).starts_with(id));
+        let (Some(found), None) = (named.next(), named.next()) else {
+            bail!("`{id}` does not name one break; `finlake breaks list` shows the ids");
+        };
+        if found.status == BreakStatus::Resolved {
+            bail!("that break is resolved already");
+        }
+        if found.status == BreakStatus::Explained && found.detail == why {
+            return Ok(Vec::new());
+        }
+        Ok(vec![explained(found, why, now())])
+    })?;
+    for next in &published.written {
+        remark(global.quiet, &format!("{} explained", text(next.break_id)));
     }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_micros() as i64);
-    let mut next = found.clone();
-    next.status = BreakStatus::Explained;
-    next.detail = why.to_owned();
-    next.system_time = now.max(found.system_time + 1);
-    Publisher::open(config)?.send(codec, std::slice::from_ref(&next))?;
-    remark(global.quiet, &format!("{} explained", text(next.break_id)));
+    if published.written.is_empty() {
+        remark(global.quiet, "explained so already");
+    }
     Ok(())
+}
+
+/// The version that explains a break. `now` in µs.
+fn explained(open: &Break, why: &str, now: i64) -> Break {
+    Break {
+        status: BreakStatus::Explained,
+        system_time: now.max(open.system_time + 1),
+        detail: why.to_owned(),
+        ..open.clone()
+    }
+}
+
+fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_micros() as i64)
 }

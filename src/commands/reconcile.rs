@@ -17,14 +17,14 @@ use finlake_reconcile::rules::Measure;
 use finlake_reconcile::run::{self as checks, Watch};
 use finlake_reconcile::trades::Rules;
 use finlake_reconcile::{Layer, Options, Pins, Records, Report, Scope, changes, rules};
-use finlake_schemas::keys;
+use finlake_schemas::{BreakStatus, keys};
 use futures::TryStreamExt;
 use tokio::runtime::Runtime;
 
 use self::retained::Retained;
 use self::source::Source;
 use super::{DIFFERS, SAME, UNCHECKED, printer};
-use crate::audit::{Known, Publisher};
+use crate::audit::Publisher;
 use crate::cli::{Global, ReconcileArgs, ReconcileLayer};
 use crate::config::Config;
 use crate::output::{Kind, Progress, format_instant, remark};
@@ -195,7 +195,7 @@ fn compare(
         done: Cell::new(0),
         said: Cell::new(0),
     };
-    let retained = source.map(|source| Retained::new(source, &options.market, lake));
+    let retained = source.map(|source| Retained::new(source, lake));
     let records = retained.as_ref().map(|r| r as &dyn Records);
     let report = runtime.block_on(checks::run(
         lake,
@@ -241,40 +241,24 @@ fn now() -> i64 {
 
 /// Opens and resolves breaks in the topic; says what changed.
 fn tell(source: &Source, options: &Options, report: &Report) -> Result<String> {
-    let known = Known::read(&source.config, &source.codec)?;
-    let mut layers: BTreeSet<String> = options
-        .layers
-        .iter()
-        .map(|l| l.as_str().to_owned())
-        .collect();
-    if options.layers.contains(&Layer::Bronze) {
-        layers.extend(["feed".to_owned(), "ledger".to_owned()]);
-    }
-    let mut unchecked = report.unchecked_causes.clone();
-    if options.dates.is_some() || options.symbol.is_some() {
-        // Needs every row of a commit.
-        unchecked.extend(["INV-13", "position", "accepted", "validator"].map(str::to_owned));
-    }
-    let scope = Scope {
-        layers,
-        date: options.dates.map(|(from, _)| from),
-        symbol: options.symbol.clone(),
-        unchecked,
-        past: options.as_of.is_some(),
+    let scope = Scope::of(options, report);
+    let published = Publisher::new(&source.config).publish(&source.codec, |known| {
+        let mut made = changes(&report.findings, known, &scope, NAME, now());
+        if !report.unchecked.is_empty() {
+            // What was not looked at may still be there.
+            made.resolve.clear();
+        }
+        Ok([made.open, made.resolve].concat())
+    })?;
+    let written = |status| {
+        let written = published.written.iter();
+        written.filter(|b| b.status == status).count()
     };
-    let mut made = changes(&report.findings, &known, &scope, NAME, now());
-    if !report.unchecked.is_empty() {
-        // What was not looked at may still be there.
-        made.resolve.clear();
-    }
-    let mut all = made.open.clone();
-    all.extend(made.resolve.iter().cloned());
-    Publisher::open(&source.config)?.send(&source.codec, &all)?;
+    let opened = written(BreakStatus::Opened);
     Ok(format!(
-        "breaks: {} opened, {} known, {} resolved",
-        made.open.len(),
-        made.known,
-        made.resolve.len()
+        "breaks: {opened} opened, {} known, {} resolved",
+        report.findings.list().len().saturating_sub(opened),
+        written(BreakStatus::Resolved)
     ))
 }
 

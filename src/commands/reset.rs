@@ -129,7 +129,7 @@ fn groups(consumer: &BaseConsumer, app: &str) -> Result<Vec<(String, usize)>> {
     let list = consumer.fetch_group_list(None, PATIENCE)?;
     let ours = |name: &str| {
         name == app
-            || ["-sink", "-audit"]
+            || ["-sink", "-audit", "-breaks"]
                 .iter()
                 .any(|end| name.strip_suffix(end) == Some(app))
             || name

@@ -18,3 +18,4 @@ mod readers;
 mod reconcile;
 mod replay;
 mod rows;
+mod turns;
