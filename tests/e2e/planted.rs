@@ -8,9 +8,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use finlake::app::{App, PlantedFaults, Sinks, Streams, ends};
+use finlake::demo::market::Message;
+use finlake_devkafka::DevKafka;
 use finlake_lakehouse::Table;
 use finlake_lakehouse::faults::{Fault, Faults as LakeFaults, Plant, Point};
-use finlake_schemas::topics;
+use finlake_schemas::{Dec8, Tick, topics};
 use finlake_topology::faults::Faults as TaskFaults;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::producer::{BaseProducer, Producer};
@@ -347,6 +349,88 @@ fn committed(world: &World) -> Vec<i64> {
         .iter()
         .map(|e| offset(e.offset()))
         .collect()
+}
+
+/// Five days of one symbol, three trades a day; then a late one that changes the close of the second day.
+fn days(world: &World) -> (Vec<Message>, Message) {
+    let day = 86_400_000_000;
+    let message = |id: i64, time: i64| {
+        let tick = Tick {
+            source: "sim",
+            symbol: "DAY-USD",
+            trade_id: id,
+            price: Dec8(i128::from(1_000 + id * id % 17) * 100_000_000),
+            quantity: Dec8(100_000_000),
+            trade_time: FIRST_DAY * day + time,
+            event_time: None,
+            buyer_maker: None,
+            ingest_time: None,
+            first_trade_id: None,
+            last_trade_id: None,
+        };
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        tick.key(&mut key);
+        world.codec.encode_tick(&tick, 2, &mut value).unwrap();
+        Message { key, value }
+    };
+    let ordinary = (0..15).map(|n| message(n, n / 3 * day + (n % 3 + 1) * 3_600_000_000));
+    (ordinary.collect(), message(15, 2 * day - 1))
+}
+
+/// 2024-08-08, in days since 1970.
+const FIRST_DAY: i64 = 19_943;
+
+/// Runs these days through the pipeline, the late trade last; what reconcile and a replay say, and how many rows of Gold
+/// the latter names.
+fn corrected(world: &World, planted: bool) -> (Ran, Ran, usize) {
+    world.create_topics();
+    let (messages, late) = days(world);
+    let mut inside = Inside::new(world, "a", PlantedFaults::default());
+    let mut pipeline = finlake::app::pipeline_config(&inside.app.config);
+    pipeline.faults.correction_not_carried = planted;
+    let codec = inside.app.codec.clone();
+    inside.app.topology = finlake_pipeline::build(&pipeline, codec).unwrap();
+    for part in [messages.as_slice(), std::slice::from_ref(&late)] {
+        world.produce(part);
+        let streams = inside.stream();
+        streams.drain();
+        streams.join().unwrap();
+    }
+    inside.sink().unwrap();
+    let found = world.reconcile();
+    // The totals are those of the ledger.
+    let audited = world.audit();
+    assert_eq!(audited.code, 0, "{}", audited.stderr);
+    let replay = world.finlake("replay").args(["replay", "--all"]);
+    let replayed = replay.run(secs(300));
+    let rows = replayed.stdout.lines();
+    let gold = rows.filter(|l| l.starts_with("gold.market_metrics,sim:DAY-USD"));
+    let gold = gold.count();
+    (found, replayed, gold)
+}
+
+/// Each version of Gold was right when it was written, and the table is what its topic says: the version that is missing
+/// is what gives the fault away.
+#[test]
+fn a_corrected_close_that_gold_does_not_carry_on_is_named() {
+    let Some(kafka) = Kafka::start() else { return };
+    let (found, replayed, gold) = corrected(&World::on(&kafka, "1m,1h,1d"), true);
+    assert_eq!(found.code, 1, "{}", found.stderr);
+    // With so few days the return of the day after is all that sees it.
+    assert_eq!(found.json()["breaks"], 1, "{}", found.stdout);
+    names(
+        &found,
+        "MISSING",
+        "gold",
+        "sim:DAY-USD:2024-08-10",
+        "version:",
+    );
+    assert_eq!((replayed.code, gold), (1, 1), "{}", replayed.stdout);
+    // The same days without it: it is not they that are named.
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let (found, replayed, gold) = corrected(&World::at(broker.bootstrap(), "1m,1h,1d"), false);
+    assert_eq!(found.code, 0, "{}\n{}", found.stdout, found.stderr);
+    assert_eq!((replayed.code, gold), (0, 0), "{}", replayed.stdout);
 }
 
 /// Another producer of the stream thread's transactional id: its open transaction is aborted, and it is fenced.
