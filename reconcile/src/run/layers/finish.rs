@@ -55,20 +55,17 @@ impl Run<'_> {
         let mut found = Findings::limited(self.options.limit);
         let out = &mut found;
         let until = |p: usize| walk.until.get(p).copied().unwrap_or(i64::MIN);
-        for p in 0..partitions {
-            if !walk.check {
-                break;
-            }
+        for (p, counted) in counted.iter().enumerate().filter(|_| walk.check) {
             let partition = i32::try_from(p).unwrap_or(i32::MAX);
             let ledger: BTreeMap<i64, bronze::Taken> = books
                 .until(partition, until(p))
                 .filter_map(|(commit, line)| Some((commit, line.taken?)))
                 .collect();
-            let rows = counted[p].iter().map(|(c, n)| (*c, n.records)).collect();
+            let rows = counted.iter().map(|(c, n)| (*c, n.records)).collect();
             let exact = |from, to| self.offsets_of(partition, from, to);
             let runs = walk.offsets[p].runs();
             bronze::lost(partition, &ledger, &rows, &runs, &exact, out);
-            bronze::outcomes(partition, &ledger, &counted[p], out);
+            bronze::outcomes(partition, &ledger, counted, out);
         }
         if walk.silver.is_some() {
             let of = counts::Of {
