@@ -16,12 +16,11 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use super::breaks::now;
+use super::lines::{Line, Lines, TABLES};
 use super::publish::Publisher;
 use crate::config::Config;
 use crate::serve::metrics::Metrics;
 
-/// Entries remembered per partition for tables that stand still: they must be found within them.
-const REMEMBERED: usize = 50_000;
 /// States remembered per partition until the tables reach them.
 const MARKS: usize = 1_000;
 /// Greatest size of offset metadata that brokers take by default.
@@ -29,45 +28,10 @@ const METADATA: usize = 4_000;
 /// Found by.
 pub(super) const NAME: &str = "audit";
 
-/// Which rows of a line.
-type Rows = fn(&Line) -> i64;
-
-/// The tables that are compared, and the rows the ledger says they have.
-const TABLES: [(Table, Layer, Rows); 3] = [
-    (Table::Ticks, Layer::Bronze, |l| l.ticks),
-    (Table::Ohlcv, Layer::Silver, |l| l.bars),
-    (Table::Metrics, Layer::Gold, |l| l.metrics),
-];
-
-/// What the tables must hold after a commit.
-#[derive(Clone, Copy)]
-struct Line {
-    commit: i64,
-    ticks: i64,
-    bars: i64,
-    metrics: i64,
-    corrected: i64,
-}
-
-impl Line {
-    /// `None` if the audit has not seen every entry, so that it knows no totals.
-    fn of(state: &TaskAudit) -> Option<Line> {
-        let total = |name: &str| state.totals.get(name).copied().unwrap_or(0);
-        let taken = |name: &str| state.taken.get(name).copied().unwrap_or(0);
-        state.whole.then(|| Line {
-            commit: state.commit,
-            ticks: taken(topics::TICKS),
-            bars: total(topics::OHLCV),
-            metrics: total(topics::METRICS),
-            corrected: taken(topics::BARS),
-        })
-    }
-}
-
 /// What it knows of one partition.
 #[derive(Default)]
 struct Part {
-    lines: VecDeque<Line>,
+    lines: Lines,
     /// Ledger offset after the last entry folded.
     next: i64,
     /// Offset and state at each look since the tables' position.
@@ -135,12 +99,13 @@ impl Auditor {
     /// The ledger of this partition is read from here on: from the offset of a kept state, or from its first record
     /// that is left, which is the first ever if `low` is 0.
     pub fn begin(&mut self, partition: i32, kept: Option<(i64, TaskAudit)>, low: i64) {
-        self.forget(partition);
         let part = self.parts.entry(partition).or_default();
         match kept {
             Some((next, state)) => {
                 part.next = next;
-                part.lines.extend(Line::of(&state));
+                if let Some(line) = Line::of(&state) {
+                    part.lines.push(line);
+                }
                 self.audit.resume(partition, state);
             }
             None if low == 0 => self.audit.from_start(partition),
@@ -148,10 +113,16 @@ impl Auditor {
         }
     }
 
-    /// Another instance reads this partition now.
-    pub fn forget(&mut self, partition: i32) {
-        self.audit.forget(partition);
-        self.parts.remove(&partition);
+    /// Another instance goes on from the kept states, or this one does again: what was found and not told is found
+    /// again then.
+    pub fn forget(&mut self) {
+        self.audit = LedgerAudit::new();
+        self.parts.clear();
+        self.ledger = Findings::default();
+        self.totals = Findings::default();
+        self.compared.clear();
+        // Others write breaks meanwhile.
+        self.known = None;
     }
 
     /// Folds a record of the ledger; one that was read before is left out.
@@ -181,10 +152,7 @@ impl Auditor {
         if entry.commit >= floor
             && let Some(line) = self.audit.task(partition).and_then(Line::of)
         {
-            part.lines.push_back(line);
-            if part.lines.len() > REMEMBERED {
-                part.lines.pop_front();
-            }
+            part.lines.push(line);
         }
         Ok(())
     }
@@ -206,7 +174,7 @@ impl Auditor {
         self.compared.clear();
         let mut floors: Option<BTreeMap<i32, i64>> = None;
         let mut unlike = Vec::new();
-        for (table, layer, of) in TABLES {
+        for (table, layer) in TABLES {
             let pinned = match self.runtime.block_on(self.lake.snapshot(table)) {
                 Ok(pinned) => pinned,
                 Err(e) => {
@@ -229,16 +197,14 @@ impl Auditor {
                 }
                 Some(before) => before.iter().map(|(p, n)| (*p, at(p).min(*n))).collect(),
             });
-            if let Err(why) = self.compare(table, layer, of, &pinned) {
+            if let Err(why) = self.compare(table, layer, &pinned) {
                 unlike.push((table, why));
             }
         }
         self.floors = floors.unwrap_or_default();
         for (p, part) in &mut self.parts {
             let floor = self.floors.get(p).copied().unwrap_or(0);
-            while part.lines.front().is_some_and(|l| l.commit < floor) {
-                part.lines.pop_front();
-            }
+            part.lines.forget_before(floor);
             let newer = |marks: &VecDeque<(i64, TaskAudit)>, commit| {
                 marks.back().is_none_or(|(_, s)| s.commit < commit)
             };
@@ -255,14 +221,8 @@ impl Auditor {
         unlike
     }
 
-    fn compare(
-        &mut self,
-        table: Table,
-        layer: Layer,
-        of: Rows,
-        pinned: &Pinned,
-    ) -> Result<(), Unlike> {
-        let (mut expected, mut slack) = (0, 0);
+    fn compare(&mut self, table: Table, layer: Layer, pinned: &Pinned) -> Result<(), Unlike> {
+        let (mut expected, mut uncounted) = (0, 0);
         for (p, position) in &pinned.watermarks().positions {
             if position.commit == 0 {
                 continue;
@@ -274,21 +234,20 @@ impl Auditor {
                 ))
             };
             let part = self.parts.get(p);
-            let part = part.ok_or_else(|| unknown("whose ledger another instance reads"))?;
+            let part = part.ok_or_else(|| unknown("which the ledger does not have"))?;
             let reached = self.audit.task(*p).map_or(0, |s| s.commit);
             if reached < position.commit {
                 return Err(Unlike::Ahead);
             }
-            let at = part.lines.partition_point(|l| l.commit < position.commit);
-            let line = part.lines.get(at).filter(|l| l.commit == position.commit);
-            let line = line.ok_or_else(|| {
+            let line = part.lines.at(position.commit).ok_or_else(|| {
                 unknown(
                     "of which the ledger's totals are not known: its beginning is gone, or the \
                      audit went on from a later state; `finlake reconcile` compares every commit",
                 )
             })?;
-            expected += of(line);
-            slack += line.corrected;
+            let (rows, may_be_none) = line.rows(table);
+            expected += rows;
+            uncounted += may_be_none;
         }
         let rows = pinned
             .metadata()
@@ -302,10 +261,8 @@ impl Auditor {
             layer,
             table: &name,
         };
-        // Only versions can be taken back.
-        let slack = if table.versioned() { slack } else { 0 };
-        let found = &mut self.totals;
-        counts::totals(of, pinned.snapshot_id(), expected, rows, slack, found);
+        let (snapshot, found) = (pinned.snapshot_id(), &mut self.totals);
+        counts::totals(of, snapshot, expected, rows, uncounted, found);
         self.compared.insert(name);
         Ok(())
     }

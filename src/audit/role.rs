@@ -1,5 +1,6 @@
-//! `finlake run --roles audit`: a consumer group of its own on the ledger.
+//! `finlake run --roles audit`: a consumer group of its own on the ledger, in which one instance is active.
 //!
+//! 0. until it is active: stand by (`seat.rs`)
 //! 1. poll; fold every entry (INV-11, INV-12)
 //! 2. every half minute: compare the tables' row counts with the ledger's totals at the tables' own positions
 //!    (INV-13), write what is new as breaks, and keep the state with the offsets
@@ -15,15 +16,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use finlake_lakehouse::{Lakehouse, Table};
-use finlake_reconcile::TaskAudit;
 use finlake_schemas::{Codec, topics};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
-use rdkafka::{Message, Offset, TopicPartitionList};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Message, Offset};
 use tokio::runtime::Handle;
 
 use super::auditor::{Auditor, Unlike};
+use super::seat::{self, Turn, Turns};
 use crate::config::Config;
-use crate::kafka::{self, Moves, Topic, is_passing};
+use crate::kafka::{self, Topic, is_passing};
 use crate::serve::metrics::Metrics;
 
 /// Between two looks at the tables.
@@ -43,11 +44,6 @@ pub struct Audit {
     thread: JoinHandle<Result<(), String>>,
 }
 
-/// The audit's consumer group.
-fn group(config: &Config) -> String {
-    format!("{}-audit", config.kafka.application_id)
-}
-
 impl Audit {
     /// Starts its thread.
     ///
@@ -60,10 +56,12 @@ impl Audit {
         metrics: Arc<Metrics>,
         runtime: Handle,
     ) -> Result<Audit> {
-        let consumer = kafka::member(config, &group(config), topics::LEDGER)?;
+        metrics.audit_active(false);
         let mut worker = Worker {
-            consumer: Arc::new(consumer),
-            auditor: Auditor::new(config, codec, lake, metrics, runtime)?,
+            consumer: Arc::new(seat::join(config)?),
+            auditor: Auditor::new(config, codec, lake, metrics.clone(), runtime)?,
+            metrics,
+            seat: Seat::Empty,
             unable: BTreeSet::new(),
         };
         let control = Arc::new(AuditControl::default());
@@ -96,9 +94,21 @@ impl Audit {
     }
 }
 
+/// What this instance does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seat {
+    /// Nothing: it stands by, or the group has not chosen yet.
+    Empty,
+    /// It was chosen, and has not read the kept states yet.
+    Due,
+    Active,
+}
+
 struct Worker {
-    consumer: Arc<BaseConsumer<Moves>>,
+    consumer: Arc<BaseConsumer<Turns>>,
     auditor: Auditor,
+    metrics: Arc<Metrics>,
+    seat: Seat,
     /// Tables that could not be compared at the last look.
     unable: BTreeSet<String>,
 }
@@ -119,12 +129,15 @@ impl Worker {
                     self.seek_back();
                 }
             }
-            if stopping || Instant::now() >= due {
+            let is_due = stopping || Instant::now() >= due;
+            if is_due {
                 due = Instant::now() + EVERY;
+            }
+            if is_due && self.seat == Seat::Active {
                 let unlike = self.auditor.look();
                 self.complain(unlike);
                 match self.auditor.tell() {
-                    Ok(()) => keep(&self.consumer, &self.auditor),
+                    Ok(()) => seat::keep(&self.consumer, &self.auditor),
                     // What was found is told the next time; a restart finds it again.
                     Err(e) => tracing::warn!("audit: breaks were not written: {e:#}"),
                 }
@@ -173,8 +186,14 @@ impl Worker {
         let mut wait = Duration::from_millis(200);
         for _ in 0..10_000 {
             let polled = consumer.poll(wait);
-            // Before the record: it may be the first one of a partition that has just come.
-            let sought = self.rebalanced()?;
+            // Before the record: what was polled before a change of turn is not part of what comes after it.
+            if let Some(turn) = consumer.context().take() {
+                self.turn(turn);
+            }
+            let taken_over = self.seat == Seat::Due;
+            if taken_over {
+                self.take_over()?;
+            }
             let message = match polled {
                 None => return Ok(()),
                 Some(Ok(message)) => message,
@@ -182,7 +201,7 @@ impl Worker {
                 Some(Err(e)) => return Err(e).context("reading the ledger"),
             };
             wait = Duration::ZERO;
-            if sought.contains(&message.partition()) {
+            if taken_over || self.seat != Seat::Active {
                 continue;
             }
             let value = message.payload().unwrap_or_default();
@@ -192,76 +211,32 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes over the state of partitions that came, forgets those that went. Gives those that are read from their
-    /// beginning instead of their offset.
-    fn rebalanced(&mut self) -> Result<Vec<i32>> {
-        let mut sought = Vec::new();
-        loop {
-            // An event is gone only when it has been answered.
-            let event = self.consumer.context().0.lock().first().cloned();
-            let Some((came, partitions)) = event else {
-                return Ok(sought);
-            };
-            if came {
-                self.take_over(&partitions, &mut sought)?;
-            } else {
-                partitions.iter().for_each(|p| self.auditor.forget(*p));
-            }
-            self.consumer.context().0.lock().remove(0);
+    /// The group has chosen, or does so anew.
+    fn turn(&mut self, turn: Turn) {
+        if self.seat == Seat::Active {
+            self.auditor.forget();
+            self.unable.clear();
         }
-    }
-
-    fn take_over(&mut self, partitions: &[i32], sought: &mut Vec<i32>) -> Result<()> {
-        let mut kept = kept(&*self.consumer, partitions)?;
-        for &p in partitions {
-            let (low, _) =
-                self.consumer
-                    .fetch_watermarks(topics::LEDGER, p, Duration::from_secs(10))?;
-            let kept = kept.remove(&p);
-            if let Some((_, None)) = kept {
-                let wait = Duration::from_secs(10);
-                self.consumer
-                    .seek(topics::LEDGER, p, Offset::Beginning, wait)?;
-                sought.push(p);
+        self.metrics.audit_active(false);
+        self.seat = match turn {
+            Turn::Active => Seat::Due,
+            Turn::StandBy => {
+                tracing::info!("audit: stands by; another instance of the application is active");
+                Seat::Empty
             }
-            let state = kept.and_then(|(next, state)| Some((next, state?)));
-            self.auditor.begin(p, state, low);
-        }
-        Ok(())
-    }
-}
-
-/// What the group keeps, of those partitions that have something: an offset, and the state at it if it is readable.
-fn kept<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    partitions: &[i32],
-) -> Result<BTreeMap<i32, (i64, Option<TaskAudit>)>> {
-    let mut list = TopicPartitionList::new();
-    for p in partitions {
-        list.add_partition(topics::LEDGER, *p);
-    }
-    let committed = consumer
-        .committed_offsets(list, Duration::from_secs(10))
-        .context("state of the audit")?;
-    let mut out = BTreeMap::new();
-    for element in committed.elements() {
-        let (p, text) = (element.partition(), element.metadata());
-        let Offset::Offset(next) = element.offset() else {
-            continue;
+            Turn::Over => Seat::Empty,
         };
-        let state = TaskAudit::decode(text).map_err(|e| tracing::warn!("partition {p}: {e}"));
-        out.insert(p, (next, state.ok()));
     }
-    Ok(out)
-}
 
-/// Keeps what may be kept. Not doing so costs reading it again.
-fn keep<C: ConsumerContext>(consumer: &BaseConsumer<C>, auditor: &Auditor) {
-    let list = auditor.marks();
-    if list.count() > 0
-        && let Err(e) = consumer.commit(&list, CommitMode::Sync)
-    {
-        tracing::debug!("audit: offsets: {e}");
+    /// From where another instance, or this one before, has got to.
+    fn take_over(&mut self) -> Result<()> {
+        // Where the tables stand: entries below that need not be remembered. Nothing is known yet to compare them with.
+        self.auditor.look();
+        seat::take_over(&self.consumer, &mut self.auditor)?;
+        self.seat = Seat::Active;
+        self.metrics.audit_active(true);
+        tracing::info!("audit: active; it reads all partitions of the ledger");
+        Ok(())
     }
 }
 
@@ -290,21 +265,13 @@ pub fn once(
 ) -> Result<Audited> {
     let topic = Topic::open(config, topics::LEDGER)?;
     let bounds = topic.bounds()?;
-    let mut client = kafka::reader(config, &group(config));
+    let mut client = kafka::reader(config, &seat::group(config));
     client.remove("auto.offset.reset");
     let consumer: BaseConsumer = client.create()?;
-    let partitions: Vec<i32> = bounds.keys().copied().collect();
-    let mut kept = kept(&consumer, &partitions)?;
     let mut auditor = Auditor::new(config, codec, lake, metrics, runtime)?;
-    let mut ranges = BTreeMap::new();
-    for (&p, &(low, high)) in &bounds {
-        // A state from before the ledger's first record that is left is of no use.
-        let state = match kept.remove(&p) {
-            Some((next, Some(state))) if (low..=high).contains(&next) => Some((next, state)),
-            _ => None,
-        };
-        let from = state.as_ref().map_or(low, |(next, _)| *next);
-        auditor.begin(p, state, low);
+    let from = seat::begin(&consumer, &bounds, &mut auditor)?;
+    let mut ranges: BTreeMap<i32, (i64, i64)> = BTreeMap::new();
+    for ((p, from), (_, high)) in from.into_iter().zip(bounds.into_values()) {
         ranges.insert(p, (from, high));
     }
     let by = Instant::now() + PATIENCE;
@@ -326,7 +293,7 @@ pub fn once(
         }
     };
     auditor.tell()?;
-    keep(&consumer, &auditor);
+    seat::keep(&consumer, &auditor);
     let why = |(table, unlike)| match unlike {
         Unlike::Ahead => format!("{table} holds commits that the ledger does not show yet"),
         Unlike::Unknown(why) => why,

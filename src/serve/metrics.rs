@@ -60,6 +60,7 @@ pub struct Metrics {
     audit_commit: IntGaugeVec,
     audit_findings: IntCounterVec,
     audit_difference: IntGaugeVec,
+    audit_active: IntGaugeVec,
     frontier_seconds: IntGauge,
     end_to_end: Histogram,
 }
@@ -232,6 +233,11 @@ impl Metrics {
                 "Rows in a table minus the rows that the ledger says, at the table's position; 0 is right.",
                 &["table"],
             )?,
+            audit_active: gauge(
+                "finlake_audit_active",
+                "1 while this instance does the audit, 0 while it stands by for another that does.",
+                &[],
+            )?,
             frontier_seconds,
             end_to_end,
             described: described.take(),
@@ -267,6 +273,18 @@ impl Metrics {
         self.audit_difference
             .with_label_values(&[table])
             .set(difference);
+    }
+
+    /// Whether this instance does the audit now. If it does not, what it last saw is no longer shown.
+    pub fn audit_active(&self, active: bool) {
+        let none: [&str; 0] = [];
+        self.audit_active
+            .with_label_values(&none)
+            .set(i64::from(active));
+        if !active {
+            self.audit_commit.reset();
+            self.audit_difference.reset();
+        }
     }
 
     /// The listener of the sink.
