@@ -204,7 +204,7 @@ pub fn found<'a>(report: &'a Report, kind: BreakKind, key: &str) -> Option<&'a F
 }
 
 /// Offsets that findings of this kind name.
-fn offsets(report: &Report, kind: BreakKind, partition: i64) -> BTreeSet<i64> {
+pub fn offsets(report: &Report, kind: BreakKind, partition: i64) -> BTreeSet<i64> {
     let mut out = BTreeSet::new();
     for f in report.findings.list().iter().filter(|f| f.kind == kind) {
         let range = f
