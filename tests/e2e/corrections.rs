@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use finlake::ingest::{KafkaOut, Out};
-use finlake_schemas::{Assertion, BarContent, Dec8, Dec16, topics};
+use finlake_schemas::{Assertion, BarContent, Dec8, Dec16, LedgerEntry, topics};
 
 use crate::exact::{World, market};
 use crate::harness::{Kafka, secs};
@@ -230,6 +230,7 @@ fn corrections_are_applied_once_whatever_dies() {
 
     // INV-11 and INV-12 for the second input.
     let mut next: BTreeMap<i32, i64> = BTreeMap::new();
+    let mut last: BTreeMap<i32, LedgerEntry> = BTreeMap::new();
     let (mut applied, mut held, mut rejected) = (0, 0, 0);
     for (record, _) in world.read(topics::LEDGER) {
         let e = world.codec.decode_ledger(&record.value).unwrap();
@@ -244,7 +245,32 @@ fn corrections_are_applied_once_whatever_dies() {
         applied += bars.accepted;
         held += bars.duplicates;
         rejected += bars.rejected;
+        last.insert(record.partition, e);
     }
+    // The ledger counts what retracts, through kills and restores: so the rows of a table are known exactly.
+    let mut retracted = 0;
+    for (topic, total, table) in [
+        (
+            topics::OHLCV,
+            LedgerEntry::BARS_RETRACTED,
+            "silver.market_ohlcv",
+        ),
+        (
+            topics::METRICS,
+            LedgerEntry::METRICS_RETRACTED,
+            "gold.market_metrics",
+        ),
+    ] {
+        let sum = |name: &str| -> i64 { last.values().map(|e| e.total(name).unwrap()).sum() };
+        let counted = ask(&data, &format!("select count(*) from {table}"));
+        assert_eq!(counted, [(sum(topic) - sum(total)).to_string()], "{table}");
+        retracted += sum(total);
+    }
+    let taken_back = expected.values().filter(|(_, retracted)| *retracted);
+    assert!(retracted >= taken_back.count() as i64, "{retracted}");
+    let ran = world.audit();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+
     assert_eq!(applied, rows.len() as i64);
     assert_eq!(held, rows.len() as i64);
     assert_eq!(rejected, stale as i64 + 1);

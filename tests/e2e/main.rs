@@ -18,4 +18,5 @@ mod readers;
 mod reconcile;
 mod replay;
 mod rows;
+mod standby;
 mod turns;
