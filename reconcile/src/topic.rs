@@ -26,7 +26,10 @@ pub struct Ticked<'a> {
 /// Hash of what names a record: the same for all records of an instrument.
 pub fn names(key: &[u8], source: &str, symbol: &str) -> u128 {
     // The names apart, so that none can run into the other.
-    let names = hash128(source.as_bytes(), &hash128(b"", symbol.as_bytes()).to_le_bytes());
+    let names = hash128(
+        source.as_bytes(),
+        &hash128(b"", symbol.as_bytes()).to_le_bytes(),
+    );
     hash128(key, &names.to_le_bytes())
 }
 
