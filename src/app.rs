@@ -250,8 +250,17 @@ impl Sinks {
     /// # Errors
     /// Catalog or storage does not answer, tables of another schema or cluster.
     pub fn start(app: &App, runtime: &Handle) -> Result<Sinks> {
+        let lake = runtime.block_on(parts::open_lake(&app.config))?;
+        Sinks::into(app, lake, runtime)
+    }
+
+    /// The same into another lakehouse than the configuration's: where a replay rebuilds the tables.
+    ///
+    /// # Errors
+    /// As [`Sinks::start`].
+    pub fn into(app: &App, lake: Lakehouse, runtime: &Handle) -> Result<Sinks> {
         let config = &app.config;
-        let lake = runtime.block_on(prepare_lake(app))?;
+        let lake = runtime.block_on(prepare_lake(app, lake))?;
         let options = SinkOptions {
             commit_interval: config.lake.commit_interval,
             ..SinkOptions::default()
@@ -353,9 +362,8 @@ pub fn sink_breaks(app: &App, runtime: &Handle) -> Result<()> {
         .context("quality.breaks into its table")
 }
 
-/// Opens the lakehouse and creates missing tables, bound to this Kafka cluster and its topics.
-async fn prepare_lake(app: &App) -> Result<Lakehouse> {
-    let lake = parts::open_lake(&app.config).await?;
+/// Creates missing tables, bound to this Kafka cluster and its topics.
+async fn prepare_lake(app: &App, lake: Lakehouse) -> Result<Lakehouse> {
     let kafka = kafka_config(&app.config, "-sink", 0);
     let facts = finlake_topology::kafka::cluster_facts(
         &kafka,

@@ -15,6 +15,7 @@ use crate::lake::Lakehouse;
 use crate::maintain;
 use crate::properties::{P_POSITION, Position, S_POSITIONS, Watermarks};
 use crate::read::Pinned;
+use crate::shadow;
 use crate::storage;
 use crate::tables::Table;
 
@@ -41,10 +42,11 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Corrupt` if the history no longer tells the position of a partition (its snapshots
-    /// expired); then the table must be rebuilt.
+    /// expired); then the table must be rebuilt. `Shadow` for a replay's table.
     pub async fn adopt(&self, table: Table) -> Result<BTreeMap<i32, Position>> {
         for _ in 0..TRIES {
             let base = self.existing(table).await?;
+            shadow::check_mark(&self.config, &self.ident(table), base.metadata.properties())?;
             let marks = Watermarks::read(base.metadata.properties())?;
             let positions = positions_in_history(&base.metadata, &marks)?;
             let props: HashMap<String, String> = positions

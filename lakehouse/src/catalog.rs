@@ -82,8 +82,14 @@ pub trait CatalogOps: Debug + Send + Sync {
     /// Names of the tables in a namespace.
     async fn list(&self, namespace: &str) -> Result<Vec<String>>;
 
+    /// Names of the namespaces, nested ones aside.
+    async fn namespaces(&self) -> Result<Vec<String>>;
+
     /// Removes a table from the catalog; its files stay. Used for shadow tables.
     async fn drop(&self, table: &TableIdent) -> Result<()>;
+
+    /// Removes an empty namespace; none of that name is no error. Used for shadow tables.
+    async fn drop_namespace(&self, namespace: &str) -> Result<()>;
 }
 
 /// The location of the metadata file that follows `base`.
@@ -305,6 +311,19 @@ impl CatalogOps for SqliteCatalog {
             .collect()
     }
 
+    async fn namespaces(&self) -> Result<Vec<String>> {
+        let rows = sqlx::query(
+            "SELECT DISTINCT table_namespace FROM iceberg_tables WHERE catalog_name = ? ORDER BY 1",
+        )
+        .bind(&self.name)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(LakeError::catalog)?;
+        rows.iter()
+            .map(|r| r.try_get(0).map_err(LakeError::catalog))
+            .collect()
+    }
+
     async fn drop(&self, table: &TableIdent) -> Result<()> {
         sqlx::query(&format!("DELETE FROM iceberg_tables WHERE {ONE_TABLE}"))
             .bind(&self.name)
@@ -313,6 +332,21 @@ impl CatalogOps for SqliteCatalog {
             .execute(&self.pool)
             .await
             .map_err(LakeError::catalog)?;
+        Ok(())
+    }
+
+    async fn drop_namespace(&self, namespace: &str) -> Result<()> {
+        sqlx::query(
+            "DELETE FROM iceberg_namespace_properties WHERE catalog_name = ? AND namespace = ? AND NOT EXISTS \
+             (SELECT 1 FROM iceberg_tables WHERE catalog_name = ? AND table_namespace = ?)",
+        )
+        .bind(&self.name)
+        .bind(namespace)
+        .bind(&self.name)
+        .bind(namespace)
+        .execute(&self.pool)
+        .await
+        .map_err(LakeError::catalog)?;
         Ok(())
     }
 }
@@ -392,7 +426,9 @@ mod tests {
         );
         assert!(now.metadata.properties().contains_key("a"));
         assert_eq!(catalog.list("bronze").await.unwrap(), ["market_ticks"]);
+        assert_eq!(catalog.namespaces().await.unwrap(), ["bronze"]);
         catalog.drop(&table).await.unwrap();
+        assert!(catalog.namespaces().await.unwrap().is_empty());
         assert!(catalog.load(&table).await.unwrap().is_none());
     }
 

@@ -28,6 +28,7 @@ use crate::lake::Lakehouse;
 use crate::maintain::{self, Kept, Trails};
 use crate::manifests::{Manifests, Written, with_sequence};
 use crate::properties::{self, Position, Watermarks};
+use crate::shadow;
 use crate::snapshot::{self, NewSnapshot};
 use crate::tables::{Table, TableDef};
 
@@ -89,13 +90,14 @@ impl Committer {
     /// Loads the table.
     ///
     /// # Errors
-    /// `Catalog` if it does not exist, `TableMoved`, `SchemaDrift`, `Storage`.
+    /// `Catalog` if it does not exist, `TableMoved`, `SchemaDrift`, `Shadow`, `Storage`.
     pub async fn open(lake: &Lakehouse, table: Table) -> Result<Committer> {
         let def = lake.def(table);
         let ident = lake.ident(table);
         let loaded = lake.catalog.load(&ident).await?.ok_or_else(|| {
             LakeError::Catalog(format!("{ident} does not exist; call ensure_tables first"))
         })?;
+        shadow::check_mark(lake.config(), &ident, loaded.metadata.properties())?;
         def.check(loaded.metadata.current_schema())?;
         let base = Base::read(&lake.file_io, table, &def, loaded, None).await?;
         let committer = Committer {

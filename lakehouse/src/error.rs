@@ -179,6 +179,10 @@ pub enum LakeError {
     #[error("configuration: {0}")]
     Config(String),
 
+    /// A replay's shadow stands where none was expected, or something else where one was.
+    #[error("shadow: {0}")]
+    Shadow(String),
+
     /// Bytes that this version cannot read (a property, a manifest, a data file).
     #[error("unreadable {what}: {detail}; it was written by a newer FinLake or is damaged")]
     Corrupt {

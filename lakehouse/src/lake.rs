@@ -18,6 +18,7 @@ use crate::error::{LakeError, Result};
 use crate::faults::Faults;
 use crate::properties::{self, KafkaIds, Position, Watermarks};
 use crate::rest::RestCatalog;
+use crate::shadow::{self, Shadow};
 use crate::snapshot;
 use crate::tables::{Table, TableDef, check_buckets};
 
@@ -137,6 +138,8 @@ pub struct LakeConfig {
     pub storage: BTreeMap<String, String>,
     /// Prefix of the namespaces (`shadow` → `shadow_bronze.market_ticks`).
     pub namespace_prefix: Option<String>,
+    /// Set by `LakeConfig::shadow` alone: the tables are a shadow's.
+    pub shadow: Option<Shadow>,
     /// `bucket(N, symbol)` instead of partitioning by symbol: for more than 64 symbols.
     pub buckets: Option<u32>,
     /// Gold window lengths in observations.
@@ -160,6 +163,7 @@ impl LakeConfig {
             warehouse: dir.join("warehouse").display().to_string(),
             storage: BTreeMap::new(),
             namespace_prefix: None,
+            shadow: None,
             buckets: None,
             gold_windows: vec![30, 90],
             kafka_partitions: 1,
@@ -339,10 +343,18 @@ impl Lakehouse {
     /// configuration and this Kafka cluster.
     ///
     /// # Errors
-    /// `SchemaDrift`, `KafkaChanged`, `TableMoved`, `Catalog`, `Storage`.
+    /// `SchemaDrift`, `KafkaChanged`, `TableMoved`, `Shadow`, `Catalog`, `Storage`.
     pub async fn ensure_tables(&self, ids: &KafkaIds) -> Result<()> {
-        for table in Table::ALL {
-            self.ensure(table, ids).await?;
+        self.ensure_only(&Table::ALL, ids).await
+    }
+
+    /// The same for these tables.
+    ///
+    /// # Errors
+    /// As `ensure_tables`.
+    pub async fn ensure_only(&self, tables: &[Table], ids: &KafkaIds) -> Result<()> {
+        for table in tables {
+            self.ensure(*table, ids).await?;
         }
         Ok(())
     }
@@ -354,6 +366,7 @@ impl Lakehouse {
             let loaded = match self.catalog.load(&ident).await? {
                 Some(loaded) => loaded,
                 None => {
+                    shadow::check_namespace(&self.config)?;
                     let location = format!(
                         "{}/{}/{}",
                         self.warehouse,
@@ -366,10 +379,12 @@ impl Lakehouse {
                         .schema(def.iceberg_schema()?)
                         .partition_spec(def.partition_spec()?)
                         .sort_order(def.sort_order()?)
+                        .properties(self.config.marks())
                         .build();
                     self.catalog.create(&ident, creation).await?
                 }
             };
+            shadow::check_mark(&self.config, &ident, loaded.metadata.properties())?;
             def.check(loaded.metadata.current_schema())?;
             let marks = Watermarks::read(loaded.metadata.properties())?;
             properties::check_authority(table, &loaded.metadata, &marks)?;

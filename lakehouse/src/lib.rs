@@ -28,7 +28,7 @@ pub mod query;
 pub mod read;
 pub mod rest;
 pub mod rows;
-mod shadow;
+pub mod shadow;
 pub mod sink;
 pub mod snapshot;
 pub mod split;

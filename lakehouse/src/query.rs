@@ -13,6 +13,7 @@ mod provider;
 mod scan;
 mod view;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
@@ -34,6 +35,7 @@ use iceberg::{NamespaceIdent, Runtime, TableIdent};
 use crate::error::LakeError;
 use crate::lake::Lakehouse;
 use crate::properties::{self, Watermarks};
+use crate::shadow;
 use crate::tables::Table;
 
 use provider::LakeTable;
@@ -138,7 +140,7 @@ impl QueryEngine {
     /// # Errors
     /// `Sql` for a wrong statement, `NotFinal` with `stable`, `Lake` if catalog or storage fail.
     pub async fn sql(&self, sql: &str, options: &Options) -> Result<Answer, QueryError> {
-        let tables = Arc::new(self.tables().await?);
+        let tables = Arc::new(self.tables(sql).await?);
         let context = context(&tables, options)?;
         let read_only = SQLOptions::new()
             .with_allow_ddl(false)
@@ -161,14 +163,20 @@ impl QueryEngine {
     }
 
     /// Every table of the catalog's namespaces, by `schema.table` and, where it is the only one
-    /// of that name, by `table`.
-    async fn tables(&self) -> Result<Tables, QueryError> {
+    /// of that name, by `table`; and those of the shadows that the statement names, by namespace
+    /// and table.
+    async fn tables(&self, sql: &str) -> Result<Tables, QueryError> {
         let mut tables = Tables::new();
-        for namespace in NAMESPACES {
+        let live = NAMESPACES.map(|namespace| {
             let full = match &self.lake.config().namespace_prefix {
                 Some(prefix) => format!("{prefix}_{namespace}"),
                 None => namespace.to_owned(),
             };
+            (namespace.to_owned(), full, namespace)
+        });
+        let shadows = shadow::named(sql).into_iter();
+        let shadows = shadows.map(|(full, base)| (full.clone(), full, base));
+        for (namespace, full, base) in live.into_iter().chain(shadows) {
             for name in self.lake.catalog.list(&full).await? {
                 let ident = TableIdent::new(NamespaceIdent::new(full.clone()), name.clone());
                 let Some(loaded) = self.lake.catalog.load(&ident).await? else {
@@ -183,7 +191,7 @@ impl QueryEngine {
                     .build()
                     .map_err(LakeError::from)?;
                 let user_name = format!("{namespace}.{name}");
-                let frontier = frontier(&user_name, &loaded);
+                let frontier = frontier(&format!("{base}.{name}"), &loaded);
                 let table = LakeTable::new(&user_name, table, frontier)?;
                 tables.entry(name).or_insert_with(|| table.clone());
                 tables.insert(user_name, table);
@@ -226,7 +234,9 @@ fn context(tables: &Arc<Tables>, options: &Options) -> Result<SessionContext, Qu
     let context = SessionContext::new_with_state(state);
 
     let catalog = MemoryCatalogProvider::new();
-    for namespace in NAMESPACES {
+    let schemas = tables.keys().filter_map(|name| name.split_once('.'));
+    let schemas: BTreeSet<&str> = schemas.map(|(schema, _)| schema).collect();
+    for namespace in schemas {
         let schema = MemorySchemaProvider::new();
         let prefix = format!("{namespace}.");
         for (name, table) in tables.iter() {
@@ -235,9 +245,7 @@ fn context(tables: &Arc<Tables>, options: &Options) -> Result<SessionContext, Qu
                 schema.register_table(bare.to_owned(), provider)?;
             }
         }
-        if !schema.table_names().is_empty() {
-            catalog.register_schema(namespace, Arc::new(schema))?;
-        }
+        catalog.register_schema(namespace, Arc::new(schema))?;
     }
     context.register_catalog(CATALOG, Arc::new(catalog));
     context.register_udf(view::open_end());
@@ -250,7 +258,7 @@ fn context(tables: &Arc<Tables>, options: &Options) -> Result<SessionContext, Qu
 
 /// Looks at every table that the statement reads, in subqueries too.
 fn stability(plan: &LogicalPlan) -> Result<Stability, QueryError> {
-    let mut tables = std::collections::BTreeSet::new();
+    let mut tables = BTreeSet::new();
     let (mut frontier, mut asked, mut is_final) = (Some(i64::MAX), Some(i64::MIN), true);
     plan.apply_with_subqueries(|node| {
         if let LogicalPlan::TableScan(scan) = node

@@ -54,6 +54,13 @@ struct Listing {
     identifiers: Vec<TableIdent>,
 }
 
+#[derive(Deserialize)]
+struct Namespaces {
+    namespaces: Vec<Vec<String>>,
+    #[serde(rename = "next-page-token", default)]
+    next_page_token: Option<String>,
+}
+
 impl RestCatalog {
     /// Asks the server for its configuration. Properties: `token`, or `credential` (`id:secret`)
     /// with `oauth2-server-uri` and `scope`; `prefix`; `header.<name>`.
@@ -314,10 +321,44 @@ impl CatalogOps for RestCatalog {
         }
     }
 
+    async fn namespaces(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        let mut page: Option<String> = None;
+        loop {
+            let mut request = self.client.get(self.url(&["namespaces"]));
+            if let Some(token) = &page {
+                request = request.query(&[("pageToken", token)]);
+            }
+            let response = self.send(request).await?;
+            if !response.status().is_success() {
+                return Err(refused(response).await);
+            }
+            let listed: Namespaces = response.json().await.map_err(LakeError::catalog)?;
+            let single = listed.namespaces.into_iter().filter(|n| n.len() == 1);
+            names.extend(single.flatten());
+            page = listed.next_page_token.filter(|t| !t.is_empty());
+            if page.is_none() {
+                names.sort();
+                return Ok(names);
+            }
+        }
+    }
+
     async fn drop(&self, table: &TableIdent) -> Result<()> {
         let response = self.send(self.client.delete(self.table_url(table))).await?;
         match response.status() {
             StatusCode::NOT_FOUND => Ok(()),
+            s if s.is_success() => Ok(()),
+            _ => Err(refused(response).await),
+        }
+    }
+
+    async fn drop_namespace(&self, namespace: &str) -> Result<()> {
+        let url = self.url(&["namespaces", namespace]);
+        let response = self.send(self.client.delete(url)).await?;
+        match response.status() {
+            // Somebody put a table there meanwhile: it stays.
+            StatusCode::NOT_FOUND | StatusCode::CONFLICT => Ok(()),
             s if s.is_success() => Ok(()),
             _ => Err(refused(response).await),
         }

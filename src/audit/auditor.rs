@@ -60,8 +60,8 @@ pub(super) struct Auditor {
     ledger: Findings,
     /// Of the tables, at the last look.
     totals: Findings,
-    /// Tables compared at the last look.
-    compared: BTreeSet<String>,
+    /// Tables compared at the last look, and up to which system time (µs) each holds what the ledger says.
+    compared: BTreeMap<String, i64>,
     /// Breaks, as last read; `None` until then.
     known: Option<BTreeMap<[u8; 16], Break>>,
     /// All that this process found.
@@ -87,7 +87,7 @@ impl Auditor {
             floors: BTreeMap::new(),
             ledger: Findings::default(),
             totals: Findings::default(),
-            compared: BTreeSet::new(),
+            compared: BTreeMap::new(),
             known: None,
             seen: BTreeSet::new(),
         };
@@ -223,6 +223,7 @@ impl Auditor {
 
     fn compare(&mut self, table: Table, layer: Layer, pinned: &Pinned) -> Result<(), Unlike> {
         let (mut expected, mut uncounted) = (0, 0);
+        let mut whole = i64::MAX;
         for (p, position) in &pinned.watermarks().positions {
             if position.commit == 0 {
                 continue;
@@ -248,6 +249,7 @@ impl Auditor {
             let (rows, may_be_none) = line.rows(table);
             expected += rows;
             uncounted += may_be_none;
+            whole = whole.min(part.lines.reached(table, position.commit));
         }
         let rows = pinned
             .metadata()
@@ -263,7 +265,7 @@ impl Auditor {
         };
         let (snapshot, found) = (pinned.snapshot_id(), &mut self.totals);
         counts::totals(of, snapshot, expected, rows, uncounted, found);
-        self.compared.insert(name);
+        self.compared.insert(name, whole);
         Ok(())
     }
 
@@ -321,7 +323,8 @@ impl Auditor {
         let ended = known.values().filter(|b| {
             b.status != BreakStatus::Resolved
                 && b.cause.starts_with(TOTAL)
-                && self.compared.contains(&b.table)
+                // A table that is being filled anew has not come to the broken rows yet.
+                && self.compared.get(&b.table).is_some_and(|t| b.system_time <= *t)
                 && !still.contains(&b.break_id)
         });
         changed.extend(ended.map(|b| resolved(b, now)));

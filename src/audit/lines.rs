@@ -25,6 +25,8 @@ pub(super) const TABLES: [(Table, Layer); 4] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Line {
     pub commit: i64,
+    /// Of the entry, µs.
+    system_time: i64,
     /// Rows, in the order of [`TABLES`].
     rows: [i64; TABLES.len()],
     /// So many rows of each versioned table may be none, see [`TaskAudit::uncounted`].
@@ -38,6 +40,7 @@ impl Line {
         let taken = |name: &str| state.taken.get(name).copied().unwrap_or(0);
         state.whole.then(|| Line {
             commit: state.commit,
+            system_time: state.system_time,
             rows: [
                 taken(topics::TICKS),
                 total(topics::OHLCV) - total(LedgerEntry::BARS_RETRACTED),
@@ -80,6 +83,14 @@ impl Lines {
     pub fn at(&self, commit: i64) -> Option<&Line> {
         let at = self.0.partition_point(|l| l.commit < commit);
         self.0.get(at).filter(|l| l.commit == commit)
+    }
+
+    /// A table at this commit holds all that the ledger has for it up to this system time (µs).
+    pub fn reached(&self, table: Table, commit: i64) -> i64 {
+        let rows = self.at(commit).map(|l| l.rows(table));
+        let mut after = self.0.iter().filter(|l| l.commit > commit);
+        let next = after.find(|l| Some(l.rows(table)) != rows);
+        next.map_or(i64::MAX, |l| l.system_time - 1)
     }
 }
 
@@ -158,5 +169,21 @@ mod tests {
             ..state(&[], 0)
         };
         assert_eq!(Line::of(&cut), None);
+    }
+
+    #[test]
+    fn a_table_has_reached_what_changes_nothing_in_it() {
+        let mut lines = Lines::default();
+        for (commit, bars) in [(7, 60), (8, 60), (9, 61), (10, 61)] {
+            let state = TaskAudit {
+                commit,
+                system_time: commit * 100,
+                ..state(&[(topics::OHLCV, bars)], 0)
+            };
+            lines.push(Line::of(&state).unwrap());
+        }
+        let reached = [7, 8, 9, 10].map(|c| lines.reached(Table::Ohlcv, c));
+        assert_eq!(reached, [899, 899, i64::MAX, i64::MAX]);
+        assert_eq!(lines.reached(Table::Metrics, 7), i64::MAX);
     }
 }

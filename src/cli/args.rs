@@ -213,7 +213,8 @@ pub struct QueryArgs {
     finlake tables                                  one line per table\n  \
     finlake tables snapshots silver.market_ohlcv\n  \
     finlake tables offsets                          positions per Kafka partition\n  \
-    finlake tables files -o json"
+    finlake tables files -o json\n  \
+    finlake tables shadows                          what replays have kept beside the live tables"
 )]
 pub struct TablesArgs {
     #[command(subcommand)]
@@ -249,6 +250,16 @@ pub enum TablesCommand {
     Files {
         /// One table only
         table: Option<String>,
+    },
+    /// Tables that replays have kept (`replay --shadow`): where they come from, whether they are whole
+    Shadows,
+    /// Drop what a replay has kept, an unfinished shadow too; live tables are never dropped
+    #[command(after_help = "Example:\n  finlake tables drop-shadow check\n\n\
+        Only what bears the mark of that shadow is dropped. A replay that still writes it ends with\n\
+        an error; drop the shadow again then, for the files that it left behind.")]
+    DropShadow {
+        /// The shadow's name, as given to replay --shadow
+        name: String,
     },
 }
 

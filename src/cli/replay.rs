@@ -10,7 +10,10 @@ use crate::output::parse_instant;
     finlake replay --all --verify                            and the tables rebuilt from their topics, row for row\n  \
     finlake replay --from-timestamp 2026-11-01 --to 2026-11-02\n  \
     finlake replay --from-offsets market.ticks:0:120000      the remedy a too_late dead letter names\n  \
-    finlake replay --from-timestamp 2026-11-01 --apply       sends what differs as corrections\n\n\
+    finlake replay --from-timestamp 2026-11-01 --apply       sends what differs as corrections\n  \
+    finlake replay --all --shadow check                      keeps what comes out as tables\n\n\
+    --shadow makes tables beside the live ones for any engine to join, such as\n\
+    shadow_check_silver.market_ohlcv; `finlake tables drop-shadow check` drops them.\n\n\
     A replay never writes a live table. --apply sends assertions through market.bars; the running\n\
     stream role checks them against what it holds, and alone gives out revision and system time.\n\
     Exit codes: 0 nothing differs; 1 something differs; 2 could not be done.")]
@@ -43,6 +46,15 @@ pub struct ReplayArgs {
     /// Why, for the assertions and for whoever reads them later
     #[arg(long, default_value = "replay", requires = "apply")]
     pub reason: String,
+
+    /// Keep what comes out as tables beside the live ones: shadow_NAME_silver.market_ohlcv and
+    /// shadow_NAME_gold.market_metrics; with --verify the rebuilt tables too, as shadow NAME_rebuilt
+    #[arg(long, value_name = "NAME")]
+    pub shadow: Option<String>,
+
+    /// Replace a shadow of that name
+    #[arg(long, requires = "shadow")]
+    pub overwrite: bool,
 
     /// Most differences printed; all are counted, and sent
     #[arg(long, default_value_t = 100)]

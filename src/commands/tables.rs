@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 
 use crate::cli::{Global, TablesArgs, TablesCommand};
 use crate::config::Config;
-use crate::output::{Kind, Printer, format_instant};
+use crate::output::{Kind, Printer, format_instant, remark};
 
 /// The table that was named, or all that exist.
 fn chosen(lake: &Lakehouse, runtime: &Runtime, name: Option<&String>) -> Result<Vec<Table>> {
@@ -154,6 +154,39 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                 }
             }
             printer.finish(&[])?;
+        }
+        Some(TablesCommand::Shadows) => {
+            let columns = [
+                ("shadow", text),
+                ("table", text),
+                ("rows", number),
+                ("made_by", text),
+                ("range", text),
+                ("begun", text),
+                ("finished", text),
+            ];
+            let mut printer = Printer::new(out, format, &columns)?;
+            for shadow in runtime.block_on(lake.shadows())? {
+                let about = |name: &str| shadow.about.get(name).cloned();
+                for (table, rows) in &shadow.tables {
+                    printer.row(vec![
+                        Some(shadow.name.clone()),
+                        Some(table.to_string()),
+                        Some(rows.to_string()),
+                        about("made-by"),
+                        about("range"),
+                        about("begun"),
+                        about("finished"),
+                    ])?;
+                }
+            }
+            printer.finish(&[])?;
+        }
+        Some(TablesCommand::DropShadow { name }) => {
+            if !runtime.block_on(lake.drop_shadow(name))? {
+                bail!("there is no shadow {name}; `finlake tables shadows` lists what there is");
+            }
+            remark(global.quiet, &format!("dropped the shadow {name}"));
         }
         Some(TablesCommand::Files { table }) => {
             let columns = [

@@ -1,5 +1,5 @@
-//! The tables rebuilt from their topics, by the production sink into a warehouse of their own, and every version of
-//! every row compared with the live tables [INV-7].
+//! The tables rebuilt from their topics, by the production sink into a warehouse of their own or a shadow, and every
+//! version of every row compared with the live tables [INV-7].
 //!
 //! Rows are compared by the hash of all their columns, summed per partition and run of commits; only where sums differ
 //! are rows looked at. A live stream goes on meanwhile: rows of later commits are left out, and what later commits
@@ -18,6 +18,7 @@ use finlake_schemas::topics;
 use futures::TryStreamExt;
 use tokio::runtime::Handle;
 
+use super::shadow::{self, Kept};
 use crate::app::{App, PlantedFaults, Sinks, ends};
 use crate::config::Catalog;
 use crate::parts;
@@ -43,26 +44,48 @@ pub struct Verified {
     pub equal: bool,
 }
 
-/// Rebuilds and compares. `app` is taken over: its sink reads under a group of its own.
+/// Rebuilds and compares. The sink reads under a group of its own, into the shadow `keep`, or into a folder that is
+/// removed afterwards.
 ///
 /// # Errors
 /// Kafka, catalog or storage; topics that no longer hold everything.
-pub fn run(app: &App, lake: &Lakehouse, runtime: &Handle, name: &str) -> Result<Vec<Verified>> {
+pub fn run(
+    app: &App,
+    lake: &Lakehouse,
+    keep: Option<&Lakehouse>,
+    runtime: &Handle,
+    name: &str,
+) -> Result<(Vec<Verified>, Kept)> {
     let mut live = Vec::new();
     for table in TABLES {
         live.push(runtime.block_on(lake.snapshot(table))?);
     }
+    if let Some(shadow) = keep {
+        rebuild(app, shadow, runtime, name)?;
+        let verified = verified(&live, shadow, runtime)?;
+        let about = verified.iter().map(|v| {
+            let verdict = if v.equal { "equal" } else { "different" };
+            (v.table.name().to_owned(), verdict.to_owned())
+        });
+        let kept = shadow::finished(shadow, runtime, about.collect())?;
+        return Ok((verified, kept));
+    }
     let dir = scratch(app, name)?;
-    let result = rebuild(app, &dir, runtime, name).and_then(|shadow| {
-        let mut verified = Vec::new();
-        for (table, live) in TABLES.into_iter().zip(&live) {
-            let rebuilt = runtime.block_on(shadow.snapshot(table))?;
-            verified.push(runtime.block_on(compare(table, live, &rebuilt))?);
-        }
-        Ok(verified)
+    let result = aside(app, &dir, runtime).and_then(|aside| {
+        rebuild(app, &aside, runtime, name)?;
+        verified(&live, &aside, runtime)
     });
     std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
-    result
+    result.map(|verified| (verified, Kept::new()))
+}
+
+fn verified(live: &[Pinned], rebuilt: &Lakehouse, runtime: &Handle) -> Result<Vec<Verified>> {
+    let mut verified = Vec::new();
+    for (table, live) in TABLES.into_iter().zip(live) {
+        let rebuilt = runtime.block_on(rebuilt.snapshot(table))?;
+        verified.push(runtime.block_on(compare(table, live, &rebuilt))?);
+    }
+    Ok(verified)
 }
 
 /// A folder beside the data, for the rebuilt tables.
@@ -72,10 +95,9 @@ fn scratch(app: &App, name: &str) -> Result<std::path::PathBuf> {
     Ok(dir)
 }
 
-fn rebuild(app: &App, dir: &std::path::Path, runtime: &Handle, name: &str) -> Result<Lakehouse> {
+/// A lakehouse in that folder.
+fn aside(app: &App, dir: &std::path::Path, runtime: &Handle) -> Result<Lakehouse> {
     let mut config = app.config.clone();
-    config.kafka.application_id = format!("{}-{name}", app.config.kafka.application_id);
-    config.kafka.instance_id = name.to_owned();
     config.lake.catalog = Catalog::Sqlite {
         path: dir.join("catalog.db"),
     };
@@ -85,23 +107,29 @@ fn rebuild(app: &App, dir: &std::path::Path, runtime: &Handle, name: &str) -> Re
         .context("the data folder's name is not text")?
         .to_owned();
     config.lake.namespace_prefix = None;
+    Ok(runtime.block_on(parts::open_lake(&config))?)
+}
+
+fn rebuild(app: &App, into: &Lakehouse, runtime: &Handle, name: &str) -> Result<()> {
+    let mut config = app.config.clone();
+    config.kafka.application_id = format!("{}-{name}", app.config.kafka.application_id);
+    config.kafka.instance_id = name.to_owned();
     let drain = ends(&config, topics::LEDGER)?;
-    let shadow = App {
+    let rebuilding = App {
         config,
         codec: app.codec.clone(),
         topology: app.topology.clone(),
         metrics: Arc::new(crate::serve::metrics::Metrics::new()?),
         faults: PlantedFaults::default(),
     };
-    let sinks = Sinks::start(&shadow, runtime)?;
+    let sinks = Sinks::into(&rebuilding, into.clone(), runtime)?;
     sinks.drain_to(drain);
     // Nobody comes after it: the group is to be empty at once.
     sinks
         .control
         .leave
         .store(true, std::sync::atomic::Ordering::Relaxed);
-    sinks.join()?;
-    Ok(runtime.block_on(parts::open_lake(&shadow.config))?)
+    sinks.join()
 }
 
 type Sums = BTreeMap<(i32, i64), (u64, u128)>;

@@ -18,5 +18,6 @@ mod readers;
 mod reconcile;
 mod replay;
 mod rows;
+mod shadow;
 mod standby;
 mod turns;

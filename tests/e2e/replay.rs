@@ -85,24 +85,18 @@ fn everything_replayed_and_every_table_rebuilt_is_equal() {
 
 const DAY: i64 = 86_400_000_000;
 
-#[test]
-fn a_trade_too_late_for_its_minute_is_put_right_by_a_replay() {
-    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
-    let world = World::at(broker.bootstrap(), "1m,1h,1d");
+/// Fifty days of one trade each, and a trade fifty days late, too late for its minute: the first day, and the offset that
+/// its dead letter names.
+pub fn late_trade(world: &World) -> (i64, String) {
     world.create_topics();
     let day = 1_767_571_200_000_000;
     let mut messages: Vec<Message> = (0..50)
-        .map(|n| tick(&world, n, day + n * DAY + 1_000, 100 + n))
+        .map(|n| tick(world, n, day + n * DAY + 1_000, 100 + n))
         .collect();
     // Fifty days late, in the first minute of all, a minute whose bar has left the store.
-    messages.push(tick(&world, 1_000, day + 2_000, 500));
+    messages.push(tick(world, 1_000, day + 2_000, 500));
     world.produce(&messages);
     world.finish("a");
-    let bar = format!(
-        "select high, trade_count, revision from silver.market_ohlcv where is_current and bar_interval = '1m' and \
-         cast(bar_start as bigint) = {day}"
-    );
-    assert_eq!(rows::ask(&world.data(), &bar), ["100.00000000,1,0"]);
     let letters = world.read(topics::DLQ);
     let at = letters
         .iter()
@@ -123,6 +117,19 @@ fn a_trade_too_late_for_its_minute_is_put_right_by_a_replay() {
             })
         })
         .expect("a dead letter that says too_late:1m");
+    (day, at)
+}
+
+#[test]
+fn a_trade_too_late_for_its_minute_is_put_right_by_a_replay() {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,1h,1d");
+    let (day, at) = late_trade(&world);
+    let bar = format!(
+        "select high, trade_count, revision from silver.market_ohlcv where is_current and bar_interval = '1m' and \
+         cast(bar_start as bigint) = {day}"
+    );
+    assert_eq!(rows::ask(&world.data(), &bar), ["100.00000000,1,0"]);
 
     let found = world.replay(&["--from-offsets", &at, "--output", "csv"]);
     assert_eq!(found.code, 1, "{}\n{}", found.stdout, found.stderr);

@@ -9,4 +9,5 @@ mod quality;
 mod races;
 mod reads;
 mod rest;
+mod shadows;
 mod versions;

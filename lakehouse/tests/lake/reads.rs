@@ -1,10 +1,10 @@
-//! Pinned reads, histories and shadows.
+//! Pinned reads and histories.
 
 use std::collections::BTreeSet;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
-use finlake_lakehouse::{Filter, LakeError, Lakehouse, Pinned, Scan, ScanBatch, Table, VersionKey};
+use finlake_lakehouse::{Filter, LakeError, Pinned, Scan, ScanBatch, Table, VersionKey};
 use futures::TryStreamExt;
 use proptest::prelude::*;
 
@@ -225,47 +225,4 @@ proptest! {
             assert!(pinned.history(&wrong).await.is_err());
         });
     }
-}
-
-fn sorted(batch: &RecordBatch) -> Vec<std::collections::BTreeMap<String, String>> {
-    let mut rows = texts(batch);
-    rows.sort();
-    rows
-}
-
-async fn all_rows(
-    lake: &Lakehouse,
-    table: Table,
-) -> Vec<std::collections::BTreeMap<String, String>> {
-    let pinned = lake.snapshot(table).await.unwrap();
-    sorted(&pinned.collect(&Scan::default()).await.unwrap())
-}
-
-/// A rebuild into a shadow gives the same rows (INV-7); dropping the shadow touches nothing else.
-#[tokio::test]
-async fn shadows_are_rebuilt_and_dropped_beside_the_live_tables() {
-    let dir = tempfile::tempdir().unwrap();
-    let lake = open(eager(dir.path(), 1)).await;
-    let mut s = sink(&lake, Table::Ticks, &[0]).await;
-    for c in 1..=9 {
-        s.commit(bronze(0, c, c)).await.unwrap();
-    }
-    let live = all_rows(&lake, Table::Ticks).await;
-    let shadow = lake.shadow("verify_1").await.unwrap();
-    shadow.ensure_tables(&ids()).await.unwrap();
-    let mut again = sink(&shadow, Table::Ticks, &[0]).await;
-    again.commit(bronze(0, 1, 9)).await.unwrap();
-    assert_eq!(all_rows(&shadow, Table::Ticks).await, live, "INV-7");
-    let place = dir.path().join("warehouse/shadow/verify_1");
-    assert!(place.exists());
-    shadow.drop_shadow().await.unwrap();
-    shadow.drop_shadow().await.unwrap();
-    assert!(!place.exists());
-    assert!(shadow.load(Table::Ticks).await.unwrap().is_none());
-    assert_eq!(all_rows(&lake, Table::Ticks).await, live);
-    assert!(
-        lake.drop_shadow().await.is_err(),
-        "live tables are not dropped"
-    );
-    assert!(lake.shadow("../x").await.is_err());
 }

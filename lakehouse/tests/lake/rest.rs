@@ -1,6 +1,6 @@
 //! The REST catalog against a small server of our own that loses, refuses and forgets.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use finlake_lakehouse::{Catalog, Lakehouse, Table};
@@ -25,14 +25,16 @@ enum Mood {
 
 #[derive(Default)]
 struct Server {
-    tables: HashMap<String, (u32, TableMetadata)>,
+    /// By namespace and name.
+    tables: BTreeMap<(String, String), (u32, TableMetadata)>,
+    namespaces: BTreeSet<String>,
     commits: usize,
     conflicts: usize,
 }
 
 impl Server {
-    fn loaded(&self, name: &str) -> (u16, Value) {
-        match self.tables.get(name) {
+    fn loaded(&self, at: &(String, String)) -> (u16, Value) {
+        match self.tables.get(at) {
             None => (404, json!({})),
             Some((version, m)) => (
                 200,
@@ -46,15 +48,58 @@ impl Server {
     }
 
     fn handle(&mut self, method: &str, path: &str, body: &[u8], mood: Mood) -> (u16, Value) {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let at = |ns: &str, name: &str| (ns.to_owned(), name.to_owned());
         match (method, parts.as_slice()) {
-            ("GET", ["v1", config]) if config.starts_with("config") => {
+            ("GET", ["v1", "config"]) => {
                 (200, json!({"overrides": {"prefix": "p"}, "defaults": {}}))
             }
-            ("POST", ["v1", "p", "namespaces"]) => (200, json!({"namespace": []})),
-            ("POST", ["v1", "p", "namespaces", _, "tables"]) => {
+            ("POST", ["v1", "p", "namespaces"]) => {
+                let body: Value = serde_json::from_slice(body).unwrap();
+                let name = body["namespace"][0].as_str().unwrap();
+                self.namespaces.insert(name.to_owned());
+                (200, json!({"namespace": [name]}))
+            }
+            // A page of one each.
+            ("GET", ["v1", "p", "namespaces"]) => {
+                let n: usize = query
+                    .strip_prefix("pageToken=")
+                    .map_or(0, |n| n.parse().unwrap());
+                let page: Vec<_> = self
+                    .namespaces
+                    .iter()
+                    .skip(n)
+                    .take(1)
+                    .map(|n| [n])
+                    .collect();
+                let more = (n + 1 < self.namespaces.len()).then(|| (n + 1).to_string());
+                (200, json!({"namespaces": page, "next-page-token": more}))
+            }
+            ("DELETE", ["v1", "p", "namespaces", ns]) => {
+                assert!(
+                    !self.tables.keys().any(|(n, _)| n == ns),
+                    "{ns} is not empty"
+                );
+                (
+                    if self.namespaces.remove(*ns) {
+                        200
+                    } else {
+                        404
+                    },
+                    json!({}),
+                )
+            }
+            ("GET", ["v1", "p", "namespaces", ns, "tables"]) => {
+                let names = self.tables.keys().filter(|(n, _)| n == ns);
+                let names: Vec<_> = names
+                    .map(|(n, t)| json!({"namespace": [n], "name": t}))
+                    .collect();
+                (200, json!({"identifiers": names}))
+            }
+            ("POST", ["v1", "p", "namespaces", ns, "tables"]) => {
                 let r: CreateTableRequest = serde_json::from_slice(body).unwrap();
-                let name = r.name.clone();
+                let at = at(ns, &r.name);
                 let creation = TableCreation::builder()
                     .name(r.name)
                     .location(r.location.unwrap())
@@ -67,16 +112,21 @@ impl Server {
                     .unwrap()
                     .build()
                     .unwrap();
-                self.tables.insert(name.clone(), (0, built.metadata));
-                self.loaded(&name)
+                self.tables.insert(at.clone(), (0, built.metadata));
+                self.loaded(&at)
             }
-            ("GET", ["v1", "p", "namespaces", _, "tables", name]) => self.loaded(name),
-            ("POST", ["v1", "p", "namespaces", _, "tables", name]) => {
+            ("GET", ["v1", "p", "namespaces", ns, "tables", name]) => self.loaded(&at(ns, name)),
+            ("DELETE", ["v1", "p", "namespaces", ns, "tables", name]) => {
+                let gone = self.tables.remove(&at(ns, name));
+                (if gone.is_some() { 200 } else { 404 }, json!({}))
+            }
+            ("POST", ["v1", "p", "namespaces", ns, "tables", name]) => {
                 if mood == Mood::Refuse {
                     return (500, json!({"error": "out of order"}));
                 }
                 let r: CommitTableRequest = serde_json::from_slice(body).unwrap();
-                let (version, m) = self.tables[*name].clone();
+                let at = at(ns, name);
+                let (version, m) = self.tables[&at].clone();
                 if r.requirements.iter().any(|q| q.check(Some(&m)).is_err()) {
                     self.conflicts += 1;
                     return (409, json!({}));
@@ -87,11 +137,11 @@ impl Server {
                     builder = TableUpdate::apply(update, builder).unwrap();
                 }
                 let next = builder.build().unwrap().metadata;
-                self.tables.insert((*name).to_string(), (version + 1, next));
+                self.tables.insert(at.clone(), (version + 1, next));
                 if mood == Mood::ApplyAndForget {
                     return (503, json!({}));
                 }
-                self.loaded(name)
+                self.loaded(&at)
             }
             _ => (404, json!({"unknown": path})),
         }
@@ -204,4 +254,33 @@ async fn conflicts_are_reattached() {
     assert!(a.reattached() + b.reattached() > 10);
     assert!(server.lock().unwrap().conflicts > 10);
     assert_eq!(rows(&lake, Table::Ticks).await.len(), 200);
+}
+
+/// A shadow on a REST catalog: beside the live tables, listed, dropped with its namespaces.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_comes_and_goes_beside_the_live_tables() {
+    let (uri, server) = start(&[Mood::Answer]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let lake = lake(dir.path(), &uri).await;
+    let mut live = sink(&lake, Table::Ticks, &[0]).await;
+    live.commit(bronze(0, 1, 2)).await.unwrap();
+    let before = server.lock().unwrap().namespaces.clone();
+    let shadow = lake
+        .create_shadow("check", BTreeMap::new(), false)
+        .await
+        .unwrap();
+    shadow
+        .ensure_only(&[Table::Ohlcv, Table::Ticks], &ids())
+        .await
+        .unwrap();
+    let mut again = sink(&shadow, Table::Ticks, &[0]).await;
+    again.commit(bronze(0, 1, 2)).await.unwrap();
+    let listed = lake.shadows().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].tables, [(Table::Ticks, 20), (Table::Ohlcv, 0)]);
+    assert!(lake.drop_shadow("check").await.unwrap());
+    assert!(lake.shadows().await.unwrap().is_empty());
+    assert_eq!(server.lock().unwrap().namespaces, before);
+    assert!(!dir.path().join("warehouse/shadow/check").exists());
+    assert_eq!(rows(&lake, Table::Ticks).await.len(), 20);
 }
