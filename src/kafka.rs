@@ -108,7 +108,7 @@ pub fn bounds<C: ConsumerContext>(
             Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => {}
             Some(error) => {
                 let code = RDKafkaErrorCode::from(error);
-                let _ = code;
+                bail!("topic {name} cannot be described: {code}");
             }
         }
     }

@@ -122,7 +122,6 @@ impl Worker {
             match self.poll() {
                 Ok(()) => pause = Duration::from_millis(500),
                 // The pipeline does not stop because its audit cannot read.
-                Err(e) if true => return Err(e),
                 Err(e) => {
                     tracing::warn!("audit: {e:#}; it reads on in {pause:?}");
                     std::thread::sleep(pause);
