@@ -175,3 +175,5 @@ pub(crate) fn reached(books: &Books, pins: &Pins) -> i64 {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod undecided;

@@ -406,7 +406,7 @@ impl Seen {
     }
 
     /// Adds the ids of a slice; gives those that were there.
-    fn absorb(&mut self, symbol: u32, new: &[(i64, i64)]) -> Vec<i64> {
+    pub(crate) fn absorb(&mut self, symbol: u32, new: &[(i64, i64)]) -> Vec<i64> {
         let at = symbol as usize;
         if self.runs.len() <= at {
             self.runs.resize_with(at + 1, Vec::new);
