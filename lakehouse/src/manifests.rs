@@ -45,6 +45,15 @@ pub struct Manifests<'a> {
 }
 
 impl Written {
+    /// Whether it was written for these sources and these very files: as many of the other kind are not the same.
+    fn is_of(&self, sources: &BTreeSet<String>, added: &[Arc<DataFile>]) -> bool {
+        let mine = self.entries.iter().filter_map(|e| match e {
+            PendingEntry::Added(file) => Some(file.file_path()),
+            PendingEntry::Existing(_) => None,
+        });
+        self.sources == *sources && mine.eq(added.iter().map(|f| f.file_path()))
+    }
+
     /// The live entries, once the snapshot and its sequence number are known.
     pub fn entries(&self, snapshot: i64, sequence: i64) -> Vec<LiveEntry> {
         self.entries
@@ -101,14 +110,7 @@ impl Manifests<'_> {
             if sources.is_empty() && added.is_empty() {
                 continue;
             }
-            if let Some(w) = last.iter().find(|w| {
-                w.sources == sources
-                    && w.entries
-                        .iter()
-                        .filter(|e| matches!(e, PendingEntry::Added(_)))
-                        .count()
-                        == added.len()
-            }) {
+            if let Some(w) = last.iter().find(|w| w.is_of(&sources, &added)) {
                 reused.insert(w.manifest.manifest_path.clone());
                 out.push(w.clone());
                 continue;

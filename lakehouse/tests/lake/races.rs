@@ -71,6 +71,38 @@ async fn race(table: Table) {
     }
 }
 
+/// A lost swap, after which as many hot files as settled ones are attached again: one manifest was taken for both, so that
+/// rows that had cooled were lost and hot ones stood twice.
+#[tokio::test]
+async fn as_many_hot_files_as_settled_ones_are_told_apart_after_a_lost_swap() {
+    let dir = tempfile::tempdir().unwrap();
+    let lake = open(eager(dir.path(), 2)).await;
+    let mut writers = [
+        sink(&lake, Table::Ohlcv, &[0]).await,
+        sink(&lake, Table::Ohlcv, &[1]).await,
+    ];
+    // Of the second: two symbols, each with a new bar, and four bars of the month before, which cool at once.
+    let ops: [&[(u8, u8)]; 2] = [
+        &[(0, 4)],
+        &[(20, 7), (18, 2), (2, 3), (6, 5), (1, 6), (15, 3)],
+    ];
+    let mut want = Vec::new();
+    for (p, writer) in writers.iter_mut().enumerate() {
+        let mut all = ledger(&[ops[p].to_vec()]);
+        for v in &mut all {
+            v.symbol = format!("{}-{p}", v.symbol);
+        }
+        let batch = silver(&lake, p as i32, 1, 1, &all);
+        let outcome = writer.commit(batch).await.unwrap();
+        if p == 1 {
+            assert_eq!((outcome.lost_swaps, outcome.files_added), (1, 4));
+        }
+        want.extend(expected(&all));
+    }
+    want.sort();
+    assert_eq!(as_versions(&rows(&lake, Table::Ohlcv).await), want);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_writers_of_bronze_lose_no_row() {
     race(Table::Ticks).await;
