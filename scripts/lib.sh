@@ -11,6 +11,17 @@ target_dir() {
   printf '%s\n' "${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/finlake/target}"
 }
 
+# own_sources CLONE TARGET: before a build. Cargo tells a crate of one clone from the same crate of
+# another by neither path nor content, only by the age of the files: after a build of another clone,
+# older files of this one would pass for built. So they are made newer whenever the clone changes.
+own_sources() {
+  local mark=$2/.clone
+  [ "$(cat "$mark" 2>/dev/null)" != "$1" ] || return 0
+  mkdir -p "$2"
+  find "$1" -name target -prune -o -name '*.rs' -exec touch {} +
+  printf '%s\n' "$1" > "$mark"
+}
+
 # apt_install PACKAGE...: by apt-get, if that works without a question.
 apt_install() {
   command -v apt-get >/dev/null || return 1
@@ -89,6 +100,7 @@ need_toolchain() {
   local tool cache=${FINLAKE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/finlake}
   CARGO_TARGET_DIR=$(target_dir)
   export CARGO_TARGET_DIR
+  own_sources "$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" "$CARGO_TARGET_DIR"
   command -v cargo >/dev/null || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
   command -v cargo >/dev/null ||
     die "Rust is missing: install it with rustup (see rustup.rs), then run this again."

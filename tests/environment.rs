@@ -2,6 +2,7 @@
 
 mod harness;
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -101,6 +102,38 @@ fn libclang_is_told_from_its_namesake() {
     assert!(!there(), "taken for libclang");
     std::fs::write(lib.join("libclang-14.so.1"), "").unwrap();
     assert!(there(), "libclang was not found");
+}
+
+#[test]
+fn a_clone_is_built_from_its_own_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("target");
+    // Two clones of one package; each is asked for before it is built, as by the scripts.
+    let clones = ["one", "two"].map(|name| {
+        let clone = dir.path().join(name);
+        std::fs::create_dir_all(clone.join("src")).unwrap();
+        let manifest = "[package]\nname = \"said\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n";
+        std::fs::write(clone.join("Cargo.toml"), manifest).unwrap();
+        let program = format!("fn main() {{ println!(\"{name}\"); }}\n");
+        std::fs::write(clone.join("src/main.rs"), program).unwrap();
+        clone
+    });
+    let run = |clone: &Path| {
+        let script = "source scripts/lib.sh; own_sources \"$1\" \"$2\" && cd \"$1\" && cargo run -q --offline";
+        let out = Command::new("bash")
+            .args(["-c", script, "-"])
+            .args([clone, &target])
+            .env("CARGO_TARGET_DIR", &target)
+            .current_dir(harness::root())
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    for _ in 0..2 {
+        assert_eq!(run(&clones[0]), "one\n");
+        assert_eq!(run(&clones[1]), "two\n");
+    }
 }
 
 fn alive(pid: u32) -> bool {
