@@ -49,7 +49,8 @@ impl Scrape {
     pub fn sum(&self, metric: &str) -> f64 {
         let of = |name: &str| name.split('{').next() == Some(metric);
         let all = self.0.iter().filter(|(name, _)| of(name));
-        all.map(|(_, value)| value).sum()
+        // From 0, for the sum over no series is -0.
+        all.fold(0.0, |sum, (_, value)| sum + value)
     }
 
     /// The series whose labels contain `part`.
