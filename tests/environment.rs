@@ -112,7 +112,8 @@ fn a_clone_is_built_from_its_own_files() {
     let clones = ["one", "two"].map(|name| {
         let clone = dir.path().join(name);
         std::fs::create_dir_all(clone.join("src")).unwrap();
-        let manifest = "[package]\nname = \"said\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n";
+        let manifest =
+            "[package]\nname = \"said\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n";
         std::fs::write(clone.join("Cargo.toml"), manifest).unwrap();
         let program = format!("fn main() {{ println!(\"{name}\"); }}\n");
         std::fs::write(clone.join("src/main.rs"), program).unwrap();
@@ -127,7 +128,11 @@ fn a_clone_is_built_from_its_own_files() {
             .current_dir(harness::root())
             .output()
             .unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         String::from_utf8(out.stdout).unwrap()
     };
     for _ in 0..2 {

@@ -139,8 +139,10 @@ impl Lakehouse {
             .collect())
     }
 
-    /// Removes tags beginning with `prefix` whose snapshot is older than `age`: what crashed
-    /// runs left behind. Returns the names removed.
+    /// Removes tags beginning with `prefix` that are older than `age`: what crashed runs left
+    /// behind. How old one is says the first number in its name (ms since 1970, as reconciliation
+    /// gives), for a table that stands still has an old snapshot under a fresh tag; of others, the
+    /// snapshot's time. Returns the names removed.
     ///
     /// # Errors
     /// `Catalog`, `Conflict`, `Storage`.
@@ -153,7 +155,11 @@ impl Lakehouse {
         let youngest = (self.clock)() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
         let mut gone = Vec::new();
         for pin in self.pins(table).await? {
-            if pin.name.starts_with(prefix) && pin.time_ms < youngest {
+            let Some(rest) = pin.name.strip_prefix(prefix) else {
+                continue;
+            };
+            let named = rest.split('-').find_map(|part| part.parse::<i64>().ok());
+            if named.unwrap_or(0).max(pin.time_ms) < youngest {
                 self.unpin(table, &pin.name).await?;
                 gone.push(pin.name);
             }

@@ -3,11 +3,14 @@
 //! Rules of a try, in order:
 //! 1. The base is the one this process wrote last; only after a lost swap is it read again.
 //! 2. The table's properties must be trustworthy (`table_moved` otherwise).
-//! 3. My partitions' positions must be what the plan saw, and every file the change removes must
-//!    be live; else the caller plans anew on the reloaded base.
+//! 3. My partitions' positions must be what the plan saw, every file the change removes must be
+//!    live, and the partition spec the one that files were written for; else the caller plans anew
+//!    on the reloaded base.
 //! 4. Manifests are written once and re-attached on later tries; data is never rewritten here.
 //! 5. Positions, snapshot id, expiries and data go into one metadata file, swapped in once.
 //! 6. A lost or unknown outcome is decided by looking for my snapshot id in the table.
+//! 7. What the next commit builds on is what the answer says is current: my snapshot, with the
+//!    manifests in memory, or a later one, whose manifests are read.
 //!
 //! What this module must never do: decide about rows, or delete anything that a swap of unknown
 //! outcome may refer to.
@@ -172,9 +175,12 @@ impl Committer {
     /// `Catalog`, `Storage`. After an error that `is_transient`, `reload` tells what happened.
     pub async fn commit(&mut self, change: &Change) -> Result<Committed> {
         let id = snapshot::fresh_id(self.base.metadata());
+        // The files were written for this partition spec.
+        let spec = self.base.metadata().default_partition_spec_id();
         let mut written: Vec<Written> = Vec::new();
         for lost in 0..MAX_TRIES {
-            let fits = self.still_fits(change)?;
+            let fits = self.base.metadata().default_partition_spec_id() == spec
+                && self.still_fits(change)?;
             if !fits && !self.lake.faults.planted(Plant::Rebased, self.table) {
                 self.manifests().discard(&written).await;
                 return Ok(Committed::Replan);
@@ -396,6 +402,21 @@ impl Committer {
             manifests.iter().map(|m| m.manifest_path.as_str()),
             change.removed.iter().cloned(),
         );
+        if loaded.metadata.current_snapshot_id() != Some(id) {
+            // A REST server answers with the table as it stands when it answers: somebody committed
+            // on top of this meanwhile, and what that commit did stands in its manifests only. What
+            // expired with this one is left to the orphan sweep.
+            let there = loaded.metadata.snapshot_by_id(id).is_some();
+            self.rebase(loaded).await?;
+            return if there {
+                Ok(())
+            } else {
+                Err(LakeError::Unknown {
+                    table: self.table,
+                    detail: format!("the catalog accepted snapshot {id} and does not show it"),
+                })
+            };
+        }
         self.base.advance(loaded, manifests, entries);
         if !self.lake.catalog.owns_metadata_files() {
             self.base.repin()?;

@@ -82,6 +82,9 @@ pub struct Composed {
     /// composed so far is to be thrown away.
     pub too_many: bool,
     rewritten: usize,
+    /// Another engine's files that hold rows of several Kafka partitions, with the rows that close:
+    /// each is rewritten once, when all partitions have been seen.
+    foreign: BTreeMap<Arc<str>, (Arc<FileMeta>, Vec<(u32, i64)>)>,
     history: Vec<RecordBatch>,
     jobs: Vec<Job>,
 }
@@ -209,7 +212,12 @@ impl Composed {
             return Ok(());
         }
         for (file, rows) in settled {
-            self.rewrite_settled(io, partition, &file, rows).await?;
+            if file.kind == Kind::Foreign {
+                let of = self.foreign.entry(file.path.clone());
+                of.or_insert_with(|| (file, Vec::new())).1.extend(rows);
+            } else {
+                self.rewrite_settled(io, partition, &file, rows).await?;
+            }
         }
         // Rows of the batch: open ones and those that a later record of it closed.
         let mut open = Vec::new();
@@ -244,6 +252,10 @@ impl Composed {
     /// # Errors
     /// `Storage`, `Parquet`, `Arrow`.
     pub async fn finish(&mut self, io: &Inputs<'_>) -> Result<()> {
+        for (file, rows) in std::mem::take(&mut self.foreign).into_values() {
+            // The number counts for a planted fault only.
+            self.rewrite_settled(io, 0, &file, rows).await?;
+        }
         let batches = std::mem::take(&mut self.history);
         if !batches.is_empty() {
             let all = concat_batches(&io.def.arrow_schema(), &batches)?;
@@ -412,7 +424,12 @@ impl Composed {
                 self.added.push(Arc::new(written));
             }
         }
-        self.removed.insert(file.path.clone());
+        if !self.removed.insert(file.path.clone()) {
+            let path = &file.path;
+            return Err(LakeError::Internal(format!(
+                "{path} would be rewritten twice"
+            )));
+        }
         Ok(())
     }
 

@@ -40,7 +40,9 @@ pub fn expired(
     all.sort_by_key(|s| s.sequence_number()); // the array is not ordered
     all.iter()
         .take(excess.min(EXPIRE_PER_COMMIT))
-        .filter(|s| s.timestamp_ms() <= youngest)
+        // In order: what an older one refers to must not go before it, whatever the clocks of
+        // other engines' hosts say.
+        .take_while(|s| s.timestamp_ms() <= youngest)
         .map(|s| s.snapshot_id())
         .filter(|id| Some(*id) != metadata.current_snapshot_id() && !pinned.contains(id))
         .collect()

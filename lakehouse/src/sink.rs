@@ -233,6 +233,7 @@ impl TableSink {
             }
             let faults = self.committer.lake().faults.clone();
             faults.crash_at(Point::BeforeData)?;
+            self.follow_spec()?;
             self.follow_foreign_changes().await?;
             let mut composed = self.compose(&steps, offers, rows, may_halve).await?;
             if composed.too_many {
@@ -290,6 +291,16 @@ impl TableSink {
             table: self.table,
             tries: PLANS,
         })
+    }
+
+    /// Another engine may have changed how the table is partitioned.
+    fn follow_spec(&mut self) -> Result<()> {
+        let metadata = self.committer.base().metadata();
+        if metadata.default_partition_spec_id() != self.files.spec_id() {
+            self.files = FileWriter::new(self.committer.lake(), self.committer.def(), metadata)?;
+            self.splitter = Splitter::new(self.committer.def(), metadata)?;
+        }
+        Ok(())
     }
 
     /// Another engine may have compacted hot files away without touching what this process

@@ -91,6 +91,11 @@ impl FileWriter {
         })
     }
 
+    /// The partition spec that files are written for.
+    pub fn spec_id(&self) -> i32 {
+        self.spec_id
+    }
+
     /// Writes one file. All rows belong to `partition`; `dir` is its directory text.
     ///
     /// # Errors
@@ -218,12 +223,23 @@ impl FileWriter {
             };
             let metadata = ArrowReaderMetadata::load(&bytes, Default::default())?;
             let schema = metadata.parquet_schema().root_schema_ptr();
+            let leaves = metadata.parquet_schema().columns();
+            // All of one older schema are decoded too: what is said about the file goes by the
+            // columns that the table has now.
+            let other = !leaves.iter().map(|l| l.name()).eq(self
+                .def
+                .columns
+                .iter()
+                .map(|c| c.name.as_str()))
+                || parquet
+                    .as_ref()
+                    .is_some_and(|w| w.schema_descr().root_schema_ptr() != schema);
+            if other {
+                drop(out);
+                self.discard(&path).await;
+                return Ok(None);
+            }
             let writer = match &mut parquet {
-                Some(w) if w.schema_descr().root_schema_ptr() != schema => {
-                    drop(out);
-                    self.discard(&path).await;
-                    return Ok(None);
-                }
                 Some(w) => w,
                 none => none.insert(SerializedFileWriter::new(
                     Vec::new(),

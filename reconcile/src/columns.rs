@@ -64,6 +64,7 @@ impl<T: Copy> Numbers<'_, T> {
         Some(self.values[at])
     }
 
+    #[inline]
     fn or(&self, at: usize, default: T) -> T {
         self.get(at).unwrap_or(default)
     }

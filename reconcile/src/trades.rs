@@ -178,6 +178,11 @@ impl Slice {
         self.rows.push(row);
     }
 
+    /// Makes room, so that rows are not moved as their number grows.
+    pub fn reserve(&mut self, rows: usize) {
+        self.rows.reserve_exact(rows);
+    }
+
     /// Rows.
     pub fn len(&self) -> usize {
         self.rows.len()

@@ -197,8 +197,8 @@ impl Bound {
                         }
                     }
                     Test::Flag(v) => Some(c.equal_to(Datum::bool(*v))),
-                    // Bounds do not tell; counts do, but nothing asks for it.
-                    Test::Null(_) => None,
+                    Test::Null(true) => Some(c.is_null()),
+                    Test::Null(false) => Some(c.is_not_null()),
                 }
             })
             .reduce(Predicate::and)

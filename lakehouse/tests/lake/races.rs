@@ -1,10 +1,17 @@
 //! Several writers, zombies, and other engines.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use finlake_lakehouse::catalog::{CatalogOps, Loaded, Proposal, SqliteCatalog, Swap};
-use finlake_lakehouse::{LakeError, Lakehouse, Table, snapshot};
-use iceberg::spec::{MAIN_BRANCH, Operation, SnapshotReference, SnapshotRetention};
+use finlake_lakehouse::commit::{Change, Committed, Committer};
+use finlake_lakehouse::index::{FileMeta, Kind};
+use finlake_lakehouse::split::Splitter;
+use finlake_lakehouse::writer::FileWriter;
+use finlake_lakehouse::{Filter, LakeError, Lakehouse, Scan, SinkBatch, Table, snapshot};
+use iceberg::spec::{
+    MAIN_BRANCH, Operation, SnapshotReference, SnapshotRetention, Transform, UnboundPartitionSpec,
+};
 
 use crate::common::*;
 
@@ -235,4 +242,129 @@ async fn a_replace_by_another_engine_is_followed() {
     s.commit(bronze(0, 3, 3)).await.unwrap();
     assert_eq!(s.reattached(), 1);
     assert_eq!(rows(&lake, Table::Ticks).await.len(), 30);
+}
+
+/// Bronze by month instead of by day, as another engine's `ALTER TABLE … REPLACE PARTITION FIELD`.
+async fn by_month(dir: &std::path::Path, lake: &Lakehouse) {
+    let base = lake.load(Table::Ticks).await.unwrap().unwrap();
+    let mut spec = UnboundPartitionSpec::builder();
+    for f in base.metadata.default_partition_spec().fields() {
+        spec = match f.transform {
+            Transform::Day => spec
+                .add_partition_field(f.source_id, "trade_time_month", Transform::Month)
+                .unwrap(),
+            other => spec
+                .add_partition_field(f.source_id, f.name.clone(), other)
+                .unwrap(),
+        };
+    }
+    let built = (*base.metadata)
+        .clone()
+        .into_builder(Some(base.location.clone()))
+        .add_default_partition_spec(spec.build())
+        .unwrap()
+        .build()
+        .unwrap();
+    let proposal = Proposal {
+        metadata: built.metadata,
+        updates: built.changes,
+        requirements: vec![],
+    };
+    let catalog = raw_catalog(dir, lake).await;
+    swap(&catalog, lake, &base, proposal).await;
+}
+
+/// Files are written for one partition spec; under another one a day's number would be taken for a
+/// month's, and queries by time would pass the rows over.
+#[tokio::test]
+async fn a_partition_spec_that_another_engine_changed_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let lake = open(plain(dir.path(), 1)).await;
+    let mut s = sink(&lake, Table::Ticks, &[0]).await;
+    s.commit(bronze(0, 1, 1)).await.unwrap();
+    by_month(dir.path(), &lake).await;
+    s.commit(bronze(0, 2, 2)).await.unwrap();
+    s.commit(bronze(0, 3, 3)).await.unwrap();
+    assert_eq!(rows(&lake, Table::Ticks).await.len(), 30);
+    let day = (T0 / DAY) as i32;
+    let pinned = lake.snapshot(Table::Ticks).await.unwrap();
+    let dated = Scan::default().filter(Filter::all().dates(day - 1..day + 40));
+    assert_eq!(pinned.collect(&dated).await.unwrap().num_rows(), 24); // of ten, two do not decode
+    let months = pinned.files(&Filter::all()).await.unwrap();
+    assert!(months.iter().any(|f| f.path.contains("trade_time_month=")));
+}
+
+/// What `rewrite_data_files` does: the current files of a partition tuple become one.
+async fn compact(lake: &Lakehouse, table: Table) {
+    let mut committer = Committer::open(lake, table).await.unwrap();
+    let metadata = committer.base().metadata();
+    let files = FileWriter::new(lake, committer.def(), metadata).unwrap();
+    let splitter = Splitter::new(committer.def(), metadata).unwrap();
+    let mut tuples: BTreeMap<String, Vec<Arc<FileMeta>>> = BTreeMap::new();
+    for f in committer.base().files() {
+        if matches!(f.kind, Kind::Hot(_) | Kind::Settled(_)) {
+            let of = tuples.entry(format!("{:?}", f.partition));
+            of.or_default().push(f.clone());
+        }
+    }
+    let (mut added, mut removed) = (vec![], BTreeSet::new());
+    for group in tuples.values() {
+        let mut batches = vec![];
+        for f in group {
+            batches.push(files.read(&f.path, None).await.unwrap());
+            removed.insert(f.path.clone());
+        }
+        let all = arrow::compute::concat_batches(&batches[0].schema(), &batches).unwrap();
+        let tuple = group[0].partition.clone();
+        let dir = splitter.dir(&tuple);
+        let one = files.write(Kind::Foreign, tuple, &dir, &[all], false).await;
+        added.push(Arc::new(one.unwrap()));
+    }
+    let change = Change {
+        added,
+        removed,
+        operation: Operation::Replace,
+        expected: BTreeMap::new(),
+        positions: BTreeMap::new(),
+        summary: HashMap::new(),
+    };
+    let done = committer.commit(&change).await.unwrap();
+    assert!(matches!(done, Committed::Done(_)));
+}
+
+/// One commit closes rows of two Kafka partitions that another engine's compaction put into one file.
+#[tokio::test]
+async fn a_compacted_file_of_two_kafka_partitions_is_rewritten_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = plain(dir.path(), 2);
+    config.buckets = Some(1); // the symbols of both share a tuple
+    let lake = open(config).await;
+    let mut writer = sink(&lake, Table::Ohlcv, &[0, 1]).await;
+    // Of each: a bar that is corrected, and one that stays.
+    let all = [0, 1].map(|p| {
+        let v = |hour: i64, commit: i64, prev: Option<i64>| Version {
+            symbol: format!("S{p}"),
+            interval: "1h",
+            start: T0 + hour * HOUR,
+            payload: commit,
+            closed: true,
+            retracted: false,
+            commit,
+            sys: sys_of(commit),
+            prev,
+        };
+        vec![v(0, 1, None), v(1, 1, None), v(0, 2, Some(sys_of(1)))]
+    });
+    let both = |c: i64| SinkBatch {
+        parts: [0usize, 1]
+            .into_iter()
+            .flat_map(|p| silver(&lake, p as i32, c, c, &all[p]).parts)
+            .collect(),
+    };
+    writer.commit(both(1)).await.unwrap();
+    compact(&lake, Table::Ohlcv).await;
+    writer.commit(both(2)).await.unwrap();
+    let mut want = expected(&all.concat());
+    want.sort();
+    assert_eq!(as_versions(&rows(&lake, Table::Ohlcv).await), want);
 }

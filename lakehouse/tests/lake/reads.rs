@@ -80,6 +80,29 @@ async fn a_pinned_table_does_not_move() {
         .await
         .unwrap();
     assert_eq!(gone, ["finlake-test"]);
+    // An old snapshot under a tag that a run has just given.
+    let hour = 3_600_000;
+    let of = lake.snapshot(Table::Ticks).await.unwrap();
+    let newest = of.metadata().current_snapshot().unwrap().timestamp_ms();
+    let now = newest + 240 * hour;
+    let later = lake.clone().with_clock(std::sync::Arc::new(move || now));
+    let tags = [
+        format!("finlake-reconcile-{}-7", now - hour),
+        format!("finlake-reconcile-{}-8", now - 25 * hour),
+    ];
+    for tag in &tags {
+        lake.pin(Table::Ticks, tag).await.unwrap();
+    }
+    let gone = later
+        .unpin_stale(Table::Ticks, "finlake-", day)
+        .await
+        .unwrap();
+    assert_eq!(
+        gone,
+        tags[1..],
+        "the pinned snapshot is old, the run is not"
+    );
+    lake.unpin(Table::Ticks, &tags[0]).await.unwrap();
     let now = lake.snapshot(Table::Ticks).await.unwrap();
     assert_eq!(offsets(&parts(&now, &scan).await), (0..300).collect());
     now.unpin().await.unwrap();
@@ -173,6 +196,16 @@ async fn filters_are_exact_and_rows_are_where_they_say() {
             }
         }
     }
+    // Records that did not decode have a partition of their own, and no other file is read for them.
+    let files = |filter: Filter| {
+        let pinned = &pinned;
+        async move { pinned.files(&filter).await.unwrap() }
+    };
+    let odd = files(Filter::all().null("trade_time", true)).await;
+    let rest = files(Filter::all().null("trade_time", false)).await;
+    assert!(!odd.is_empty() && !rest.is_empty());
+    assert!(odd.iter().all(|f| !rest.contains(f)));
+    assert_eq!(odd.len() + rest.len(), files(Filter::all()).await.len());
     let narrow = pinned
         .files(&Filter::all().symbol("BTCUSDT"))
         .await

@@ -30,6 +30,10 @@ struct Server {
     namespaces: BTreeSet<String>,
     commits: usize,
     conflicts: usize,
+    /// The next commit is answered only after another one was applied on top of it, with the table
+    /// as it then stands: a server reads it again after its swap, as Iceberg's own
+    /// `CatalogHandlers.commit` does.
+    overtake: bool,
 }
 
 impl Server {
@@ -171,7 +175,7 @@ async fn serve(mut stream: TcpStream, server: Arc<Mutex<Server>>, moods: &'stati
         }
         let mut words = head.split_whitespace();
         let (method, path) = (words.next().unwrap(), words.next().unwrap());
-        let (status, body) = {
+        let (mut status, mut body, held) = {
             let mut s = server.lock().unwrap();
             let is_commit = method == "POST" && path.contains("/tables/");
             let mood = if is_commit {
@@ -180,8 +184,23 @@ async fn serve(mut stream: TcpStream, server: Arc<Mutex<Server>>, moods: &'stati
             } else {
                 Mood::Answer
             };
-            s.handle(method, path, &seen[end + 4..end + 4 + length], mood)
+            let (status, body) = s.handle(method, path, &seen[end + 4..end + 4 + length], mood);
+            let held = is_commit && status == 200 && std::mem::take(&mut s.overtake);
+            (status, body, held)
         };
+        if held {
+            let parts: Vec<&str> = path.split('/').collect(); // /v1/p/namespaces/NS/tables/T
+            let at = (parts[4].to_owned(), parts[6].to_owned());
+            let mine = server.lock().unwrap().tables[&at].0;
+            loop {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                let s = server.lock().unwrap();
+                if s.tables[&at].0 > mine {
+                    (status, body) = s.loaded(&at);
+                    break;
+                }
+            }
+        }
         let body = body.to_string();
         let answer = format!(
             "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -254,6 +273,35 @@ async fn conflicts_are_reattached() {
     assert!(a.reattached() + b.reattached() > 10);
     assert!(server.lock().unwrap().conflicts > 10);
     assert_eq!(rows(&lake, Table::Ticks).await.len(), 200);
+}
+
+/// An answer may show a commit that another instance made on top of this one: what that one added and
+/// removed must not be lost with the next commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_shows_a_later_commit_loses_no_row() {
+    let (uri, server) = start(&[Mood::Answer]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let lake = lake(dir.path(), &uri).await;
+    let mut a = sink(&lake, Table::Ticks, &[0]).await;
+    let mut b = sink(&lake, Table::Ticks, &[1]).await;
+    a.commit(bronze(0, 1, 1)).await.unwrap();
+    b.commit(bronze(1, 1, 1)).await.unwrap();
+    server.lock().unwrap().overtake = true;
+    let first = tokio::spawn(async move {
+        a.commit(bronze(0, 2, 2)).await.unwrap(); // applied; its answer waits for the other's
+        a
+    });
+    while server.lock().unwrap().overtake {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    b.commit(bronze(1, 2, 2)).await.unwrap();
+    let mut a = first.await.unwrap();
+    a.commit(bronze(0, 3, 3)).await.unwrap();
+    assert_eq!(rows(&lake, Table::Ticks).await.len(), 50);
+    for (p, commit) in [(0, 3), (1, 2)] {
+        let at = lake.position(Table::Ticks, p).await.unwrap().unwrap();
+        assert_eq!(at.commit, commit);
+    }
 }
 
 /// A shadow on a REST catalog: beside the live tables, listed, dropped with its namespaces.

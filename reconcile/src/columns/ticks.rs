@@ -62,6 +62,9 @@ pub struct Bronze {
     pub rows: u64,
     /// Nulls and rows by column, for the validators.
     pub nulls: BTreeMap<String, (u64, u64)>,
+    /// Rows that will come at most: room for them is made in the first partition met, mostly the
+    /// only one of a folder. Memory that stays untouched costs nothing.
+    pub room: usize,
 }
 
 /// System times by commit. Neighbours in a file may be of different commits, so a look-up per row
@@ -179,6 +182,9 @@ impl Bronze {
             let number = commits.or(at, -1);
             if commit != (p, number) {
                 commit = (p, number);
+                if self.room > 0 {
+                    self.slices[p].reserve(std::mem::take(&mut self.room));
+                }
                 let times = &mut self.commit_times[p];
                 if times.known.insert(number) {
                     times.list.push((number, sys_from));

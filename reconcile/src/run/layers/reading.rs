@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Rows of 64 bytes for which room is made at once: a GiB of addresses.
+const MOST_ROOM: usize = 1 << 24;
+
 impl Run<'_> {
     /// Reads rows of Bronze.
     pub(super) async fn read(
@@ -34,6 +37,8 @@ impl Run<'_> {
             .filter(scope(self.options))
             .dictionaries();
         let mut out = Bronze::new(walk.until.len());
+        let room: u64 = files.iter().map(|f| f.rows).sum();
+        out.room = usize::try_from(room).unwrap_or(0).min(MOST_ROOM);
         for file in files {
             let inside = days.is_some_and(|(from, to): (i32, i32)| {
                 day_of(&file.path).is_some_and(|day| from <= day && day < to)
