@@ -14,8 +14,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use finlake_market::{Interval, IntervalError};
 use finlake_schemas::{BreakKind, Severity, Stage, keys};
 
+use crate::columns::TICKS;
 use crate::findings::{Finding, Findings, Layer};
 use crate::silver::{self, BarRow, bar_name, decimal};
 use crate::trades::{BarKey, Names, Rules as Market};
@@ -42,12 +44,18 @@ pub struct Rule {
 
 /// Not a rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is not a rule: write name<=limit, such as id_gaps<=0, missing_bars:1d<=0.05, \
-     null_rate:buyer_maker<=0.5, ohlc_order<=0, volume_sum:1h<=0, current_unique<=0, \
-     kline_accuracy:1m<=0, vendor_accuracy:1d<=0.01"
-)]
-pub struct BadRule(String);
+pub enum BadRule {
+    #[error(
+        "`{0}` is not a rule: write name<=limit, such as id_gaps<=0, missing_bars:1d<=0.05, \
+         null_rate:buyer_maker<=0.5, ohlc_order<=0, volume_sum:1h<=0, current_unique<=0, \
+         kline_accuracy:1m<=0, vendor_accuracy:1d<=0.01"
+    )]
+    Syntax(String),
+    #[error("`{0}`: {1}")]
+    Interval(String, IntervalError),
+    #[error("`{0}`: no such column in {table}; it has {list}", table = crate::bronze::TABLE, list = TICKS.join(", "))]
+    Column(String),
+}
 
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,7 +76,7 @@ impl FromStr for Rule {
     type Err = BadRule;
 
     fn from_str(text: &str) -> Result<Rule, BadRule> {
-        let bad = || BadRule(text.to_owned());
+        let bad = || BadRule::Syntax(text.to_owned());
         let (what, limit) = text.split_once("<=").ok_or_else(bad)?;
         let limit: f64 = limit.trim().parse().map_err(|_| bad())?;
         if !limit.is_finite() || limit < 0.0 {
@@ -79,15 +87,22 @@ impl FromStr for Rule {
             Some(_) => return Err(bad()),
             None => (what.trim(), None),
         };
+        let interval = |i: String| match Interval::parse(&i) {
+            Ok(_) => Ok(i),
+            Err(e) => Err(BadRule::Interval(text.to_owned(), e)),
+        };
         let measure = match (name, argument) {
             ("id_gaps", None) => Measure::IdGaps,
             ("ohlc_order", None) => Measure::OhlcOrder,
             ("current_unique", None) => Measure::CurrentUnique,
-            ("missing_bars", Some(i)) => Measure::MissingBars(i),
+            ("missing_bars", Some(i)) => Measure::MissingBars(interval(i)?),
+            ("null_rate", Some(c)) if !TICKS.contains(&c.as_str()) => {
+                return Err(BadRule::Column(text.to_owned()));
+            }
             ("null_rate", Some(c)) => Measure::NullRate(c),
-            ("volume_sum", Some(i)) => Measure::VolumeSum(i),
-            ("kline_accuracy", Some(i)) => Measure::KlineAccuracy(i),
-            ("vendor_accuracy", Some(i)) => Measure::VendorAccuracy(i),
+            ("volume_sum", Some(i)) => Measure::VolumeSum(interval(i)?),
+            ("kline_accuracy", Some(i)) => Measure::KlineAccuracy(interval(i)?),
+            ("vendor_accuracy", Some(i)) => Measure::VendorAccuracy(interval(i)?),
             _ => return Err(bad()),
         };
         Ok(Rule { measure, limit })
@@ -129,6 +144,18 @@ impl Measured {
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     sums: BTreeMap<Measure, (f64, f64)>,
+    /// Bars of an instrument, for `missing_bars`: between its first and last over all slices.
+    bars: BTreeMap<(Measure, u32), Bars>,
+}
+
+/// Bars of one interval.
+#[derive(Debug, Clone, Copy)]
+struct Bars {
+    /// Starts, µs.
+    first: i64,
+    last: i64,
+    length: i64,
+    there: i64,
 }
 
 impl Tally {
@@ -139,15 +166,41 @@ impl Tally {
         sum.1 += all;
     }
 
+    /// Bars of an instrument in a slice.
+    fn bars(&mut self, measure: Measure, symbol: u32, new: Bars) {
+        let of = self
+            .bars
+            .entry((measure, symbol))
+            .or_insert(Bars { there: 0, ..new });
+        of.first = of.first.min(new.first);
+        of.last = of.last.max(new.last);
+        of.there += new.there;
+    }
+
+    /// What went wrong, and of how many.
+    fn sum(&self, measure: &Measure) -> Option<(f64, f64)> {
+        let mut sum = self.sums.get(measure).copied();
+        for of in self.bars.iter().filter(|((m, _), _)| m == measure) {
+            let of = of.1;
+            let due = (of.last - of.first) / of.length + 1;
+            let (wrong, all) = sum.unwrap_or_default();
+            sum = Some((wrong + (due - of.there) as f64, all + due as f64));
+        }
+        sum
+    }
+
     /// Whether anything of it was measured.
     pub fn has(&self, measure: &Measure) -> bool {
-        self.sums.contains_key(measure)
+        self.sum(measure).is_some()
     }
 
     /// Takes over another tally.
     pub fn absorb(&mut self, other: Tally) {
         for (measure, (wrong, all)) in other.sums {
             self.add(measure, wrong, all);
+        }
+        for ((measure, symbol), of) in other.bars {
+            self.bars(measure, symbol, of);
         }
     }
 
@@ -156,28 +209,25 @@ impl Tally {
     pub fn judge(&self, rules: &[Rule]) -> Vec<Measured> {
         let mut out = Vec::new();
         for rule in rules {
-            let value = match (&rule.measure, self.sums.get(&rule.measure)) {
+            let value = match (&rule.measure, self.sum(&rule.measure)) {
                 (
                     Measure::MissingBars(_)
                     | Measure::NullRate(_)
                     | Measure::KlineAccuracy(_)
                     | Measure::VendorAccuracy(_),
                     Some((wrong, all)),
-                ) => Some(if *all > 0.0 { wrong / all } else { 0.0 }),
+                ) => Some(if all > 0.0 { wrong / all } else { 0.0 }),
                 (Measure::IdGaps, Some((wrong, all))) => {
-                    Some(if *all > 0.0 { wrong / all * 1e6 } else { 0.0 })
+                    Some(if all > 0.0 { wrong / all * 1e6 } else { 0.0 })
                 }
-                (_, Some((wrong, _))) => Some(*wrong),
+                (_, Some((wrong, _))) => Some(wrong),
                 (_, None) => None,
             };
             if let Some(value) = value {
                 out.push(Measured {
                     rule: rule.clone(),
                     value,
-                    of: self
-                        .sums
-                        .get(&rule.measure)
-                        .map_or(0, |(_, all)| *all as u64),
+                    of: self.sum(&rule.measure).map_or(0, |(_, all)| all as u64),
                 });
             }
         }
@@ -284,20 +334,20 @@ pub fn bars(
                 let Some(k) = list.iter().position(|i| i.name() == interval) else {
                     continue;
                 };
-                let of: Vec<BarKey> = current
+                let mut of: Vec<BarKey> = current
                     .iter()
                     .map(|r| r.key)
                     .filter(|b| usize::from(b.interval) == k)
                     .collect();
+                of.dedup();
                 for group in of.chunk_by(|a, b| a.symbol == b.symbol) {
-                    let first = group[0].start;
-                    let last = group[group.len() - 1].start;
-                    let due = (last - first) / list[k].length() + 1;
-                    tally.add(
-                        measure(),
-                        (due - group.len() as i64).max(0) as f64,
-                        due as f64,
-                    );
+                    let bars = Bars {
+                        first: group[0].start,
+                        last: group[group.len() - 1].start,
+                        length: list[k].length(),
+                        there: group.len() as i64,
+                    };
+                    tally.bars(measure(), group[0].symbol, bars);
                 }
             }
             Measure::VolumeSum(interval) => {
@@ -401,19 +451,46 @@ mod tests {
             "missing_bars<=0",
             "kline_accuracy:<=1",
             "klines:close<=1",
+            "missing_bars:1q<=0",
+            "volume_sum:7h<=0",
+            "kline_accuracy:hour<=0",
+            "null_rate:nosuch<=0",
             "ohlc_order<=NaN",
         ] {
             assert!(bad.parse::<Rule>().is_err(), "{bad}");
         }
     }
 
+    /// Slices are days: what lies between two of them is missing as well.
+    #[test]
+    fn missing_bars_are_those_between_the_first_and_last_of_all_slices() {
+        let mut t = Tally::default();
+        let day = 86_400_000_000;
+        let measure = Measure::MissingBars("1d".into());
+        assert!(!t.has(&measure));
+        // The 5th, 6th and 11th of one instrument; one day of another.
+        for (symbol, at) in [(0, 5), (0, 11), (1, 8), (0, 6)] {
+            let mut slice = Tally::default();
+            let bars = Bars {
+                first: at * day,
+                last: at * day,
+                length: day,
+                there: 1,
+            };
+            slice.bars(measure.clone(), symbol, bars);
+            t.absorb(slice);
+        }
+        let m = t.judge(&parse("missing_bars:1d<=0.4").unwrap());
+        assert_eq!((m[0].value, m[0].of, m[0].is_broken()), (0.5, 8, true));
+    }
+
     #[test]
     fn tallies_are_judged() {
         let mut t = Tally::default();
-        t.add(Measure::NullRate("x".into()), 1.0, 4.0);
-        t.add(Measure::NullRate("x".into()), 1.0, 4.0);
+        t.add(Measure::NullRate("raw".into()), 1.0, 4.0);
+        t.add(Measure::NullRate("raw".into()), 1.0, 4.0);
         t.add(Measure::IdGaps, 3.0, 1_000.0);
-        let rules = parse("null_rate:x<=0.2, id_gaps<=3000, ohlc_order<=0").unwrap();
+        let rules = parse("null_rate:raw<=0.2, id_gaps<=3000, ohlc_order<=0").unwrap();
         let m = t.judge(&rules);
         assert_eq!(
             m.iter()
@@ -427,9 +504,9 @@ mod tests {
         broken(&m, None, None, &mut out);
         let keys: Vec<_> = out.list().iter().map(|f| f.key.as_str()).collect();
         let each = [
-            "null_rate:x on 1970-01-04",
-            "null_rate:x of X",
-            "null_rate:x",
+            "null_rate:raw on 1970-01-04",
+            "null_rate:raw of X",
+            "null_rate:raw",
         ];
         assert_eq!(keys, each, "a share of a day is not the share of all");
     }

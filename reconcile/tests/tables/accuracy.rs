@@ -78,7 +78,7 @@ async fn klines_are_an_oracle_with_a_limit() {
     topic.klines = klines(&made, "1m").await;
     let all = topic.klines.len();
     assert!(all > 500, "{all}");
-    let report = run(&topic, "kline_accuracy:1m<=0, kline_accuracy:7m<=0").await;
+    let report = run(&topic, "kline_accuracy:1m<=0, kline_accuracy:6m<=0").await;
     assert_eq!(report.exit_code(), 0, "{}", show(&report));
     assert_eq!(
         (report.measured[0].value, report.measured[0].of),

@@ -29,7 +29,9 @@ impl Run<'_> {
         let wanted: Vec<&str> = columns::TICKS
             .iter()
             .copied()
-            .filter(|c| hashed != Hashed::No || !columns::TOPIC_ONLY.contains(c))
+            .filter(|c| {
+                hashed != Hashed::No || !columns::TOPIC_ONLY.contains(c) || self.counts_nulls(c)
+            })
             .collect();
         let exact = Scan::columns(&wanted).filter(filter.clone()).dictionaries();
         // A file of one day needs no look at the time of each row.
@@ -59,6 +61,11 @@ impl Run<'_> {
             }
         }
         Ok(out)
+    }
+
+    fn counts_nulls(&self, column: &str) -> bool {
+        let of = |m: &Measure| matches!(m, Measure::NullRate(c) if c == column);
+        self.options.validators.iter().any(|r| of(&r.measure))
     }
 
     /// The filter for trades so much newer than a span that they may make its own too late for
