@@ -10,6 +10,7 @@ mod replay;
 pub use args::*;
 pub use replay::*;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -37,6 +38,34 @@ pub struct Cli {
     pub global: Global,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// clap's, which says what is wrong or is the help.
+    pub fn of(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+        let args: Vec<OsString> = args.into_iter().collect();
+        let mut cli = Cli::try_parse_from(&args)?;
+        cli.global.set = sets(&args);
+        Ok(cli)
+    }
+}
+
+/// Every `--set`, in order. clap forgets those before a command if there are some after it.
+fn sets(args: &[OsString]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut args = args.iter().filter_map(|a| a.to_str());
+    while let Some(arg) = args.next().filter(|a| *a != "--") {
+        let value = match arg.strip_prefix("--set=") {
+            None if arg == "--set" => args.next(),
+            value => value,
+        };
+        // What is no pair was refused.
+        found.extend(value.and_then(|v| key_value(v).ok()));
+    }
+    found
 }
 
 /// Options of every command.

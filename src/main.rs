@@ -3,14 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 use finlake::cli::{Cli, Command, IngestCommand};
 use finlake::config::{Config, LogFormat};
 use finlake::{commands, demo, run};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of(std::env::args_os()).unwrap_or_else(|e| e.exit());
     match dispatch(&cli) {
         Ok(code) => ExitCode::from(code),
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,

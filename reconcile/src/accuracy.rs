@@ -277,6 +277,7 @@ mod tests {
             prev_sys_from: None,
             commit: 1,
             ticks_offset: 1,
+            bars_offset: 0,
             kafka_offset: 1,
         }
     }

@@ -162,6 +162,7 @@ pub const BARS: &[&str] = &[
     "prev_sys_from",
     "commit",
     "ticks_offset",
+    "bars_offset",
     "kafka_partition",
     "kafka_offset",
 ];
@@ -208,6 +209,7 @@ pub fn bars(
     let (sys_from, sys_to) = (t("sys_from")?, t("sys_to")?);
     let (prev, current) = (t("prev_sys_from")?, flags(batch, "is_current")?);
     let (commit, ticks_offset) = (l("commit")?, l("ticks_offset")?);
+    let bars_offset = l("bars_offset")?;
     let (partition, kafka_offset) = (ints(batch, "kafka_partition")?, l("kafka_offset")?);
     let list = rules.intervals.list();
     let mut others = 0;
@@ -280,6 +282,7 @@ pub fn bars(
             prev_sys_from: prev.get(at),
             commit: commit.or(at, 0),
             ticks_offset: ticks_offset.or(at, 0),
+            bars_offset: bars_offset.or(at, 0),
             kafka_offset: kafka_offset.or(at, 0),
         });
     }

@@ -96,7 +96,7 @@ pub fn compare(
     };
     closes.sort_by_key(|c| (c.symbol, c.date, c.sys_from));
     rows.sort_by_key(|r| (r.symbol, r.date, r.sys_from));
-    histories(&check, rows, out);
+    histories(&check, rows, closes, out);
     let wanted = |date: i32| dates.is_none_or(|(from, to)| (from..to).contains(&date));
     let by_symbol: BTreeMap<u32, &[Close]> = closes
         .chunk_by(|a, b| a.symbol == b.symbol)
@@ -131,7 +131,7 @@ pub fn compare(
     }
 }
 
-fn histories(check: &Check<'_>, rows: &[MetricsRow], out: &mut Findings) {
+fn histories(check: &Check<'_>, rows: &[MetricsRow], closes: &[Close], out: &mut Findings) {
     let mut key = 0;
     let mut list = Vec::with_capacity(rows.len());
     for (n, row) in rows.iter().enumerate() {
@@ -170,7 +170,16 @@ fn histories(check: &Check<'_>, rows: &[MetricsRow], out: &mut Findings) {
                     .detail("the row's times contradict each other; FinLake cannot have written it")
             }
             Fault::Unfollowed(n) => {
-                let cause = format!("INV-6:{}", rows[n as usize].sys_to);
+                let row = &rows[n as usize];
+                let of = |c: &Close| (c.symbol, c.date);
+                let from = closes.partition_point(|c| of(c) < (row.symbol, row.date));
+                let mut there = closes[from..]
+                    .iter()
+                    .take_while(|c| of(c) == (row.symbol, row.date));
+                if !there.any(|c| c.sys_from <= row.sys_to && row.sys_to < c.sys_to) {
+                    continue; // the close was retracted, and the date with it
+                }
+                let cause = format!("INV-6:{}", row.sys_to);
                 finding(BreakKind::Missing, n, cause).detail(
                     "a version was closed and none follows: the one that followed is lost, \
                      unless the date was retracted",

@@ -7,6 +7,7 @@
 //! findings, which the caller prints and sends as breaks.
 
 pub mod accuracy;
+pub mod asserted;
 pub mod bisect;
 pub mod books;
 pub mod bronze;

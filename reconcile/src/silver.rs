@@ -5,10 +5,12 @@
 //! its trades, and a correction may wait its turn (at most `correct_every`): neither is a break.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use finlake_market::Ohlcv;
 use finlake_schemas::{BreakKind, Severity, Stage, keys};
 
+use crate::asserted::{Assertions, Followed};
 use crate::findings::{Finding, Findings, Layer, MATERIAL};
 use crate::trades::{BarKey, Expected, Names, Rules};
 use crate::versions::{self, Fault, Version};
@@ -38,6 +40,7 @@ pub struct BarRow {
     pub prev_sys_from: Option<i64>,
     pub commit: i64,
     pub ticks_offset: i64,
+    pub bars_offset: i64,
     pub kafka_offset: i64,
 }
 
@@ -55,6 +58,9 @@ pub struct Moment {
     pub patience: i64,
     /// System time of commits, for how long a trade has waited.
     pub commit_times: BTreeMap<i64, i64>,
+    /// What was asserted of bars, and the commit up to which Bronze holds that.
+    pub asserted: Arc<Assertions>,
+    pub asserted_until: i64,
 }
 
 /// What a bar is called.
@@ -192,6 +198,9 @@ fn histories(check: &Check<'_>, rows: &[BarRow], out: &mut Findings) {
             }
             Fault::Unfollowed(n) => {
                 let row = &rows[n as usize];
+                if check.moment.asserted.retracts(row.key, row.sys_from) {
+                    continue;
+                }
                 check
                     .finding(BreakKind::Missing, row.key, format!("INV-6:{}", row.sys_to))
                     .expected(format!("a version from {} on", row.sys_to))
@@ -223,6 +232,10 @@ fn without_trades(check: &Check<'_>, group: &[BarRow], out: &mut Findings) {
     let Some(row) = group.iter().rfind(|r| r.from_trades) else {
         return;
     };
+    let mut followed = Followed::new(check.moment.asserted.of(row.key));
+    if by_system_time(group).all(|r| followed.follows(r, group, &|_| None)) {
+        return; // a bar that only an assertion knew
+    }
     out.push(
         check
             .finding(BreakKind::ValueDrift, row.key, "trades")
@@ -235,15 +248,46 @@ fn without_trades(check: &Check<'_>, group: &[BarRow], out: &mut Findings) {
     );
 }
 
+/// The versions in the order in which they were made, mostly the one they come in.
+fn by_system_time(group: &[BarRow]) -> impl Iterator<Item = &BarRow> {
+    let mut rows: Vec<&BarRow> = group.iter().collect();
+    rows.sort_by_key(|r| r.sys_from);
+    rows.into_iter()
+}
+
+/// The versions of a bar that follow from assertions, by system time.
+fn corrected(check: &Check<'_>, bar: &Expected, group: &[BarRow]) -> Vec<i64> {
+    let asserted = check.moment.asserted.of(bar.key);
+    if asserted.is_empty() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    let replayed = bar.replayed.as_ref().map(|(at, _)| at.as_slice());
+    let known: Vec<Option<Ohlcv>> = bar.at.iter().map(|(_, content)| *content).collect();
+    for contents in [Some(known.as_slice()), replayed].into_iter().flatten() {
+        let before = |offset: i64| {
+            let n = bar.at.binary_search_by_key(&offset, |(cut, _)| *cut).ok()?;
+            contents.get(n).copied().flatten()
+        };
+        let mut followed = Followed::new(asserted);
+        let rows = by_system_time(group).filter(|r| followed.follows(r, group, &before));
+        found.extend(rows.map(|r| r.sys_from));
+    }
+    found
+}
+
 fn one_bar(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findings) {
     if group.iter().any(|r| !r.from_trades) {
         return; // a vendor's: trades do not decide about it
     }
+    let corrected = corrected(check, bar, group);
     for (n, (cut, content)) in bar.at.iter().enumerate() {
         let replayed = bar.replayed.as_ref().map(|(at, _)| &at[n]);
         for row in group.iter().filter(|r| r.ticks_offset == *cut) {
             let Some(content) = content else {
-                if replayed.is_some_and(|r| r.as_ref() == Some(&row.content)) {
+                if replayed.is_some_and(|r| r.as_ref() == Some(&row.content))
+                    || corrected.contains(&row.sys_from)
+                {
                     continue;
                 }
                 out.push(
@@ -266,8 +310,13 @@ fn one_bar(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
                 replayed
                     .is_some_and(|r| r.is_some_and(|r| row.content == r && row.vwap == r.vwap().0))
             };
-            if !same && !as_replayed() {
-                drift(check, row, content, out);
+            if !same && !as_replayed() && !corrected.contains(&row.sys_from) {
+                if row.bars_offset > 0 && row.commit > check.moment.asserted_until {
+                    // An assertion may have come with it that Bronze does not hold yet.
+                    out.undecided("values", bar_name(row.key, check.names, check.rules));
+                } else {
+                    drift(check, row, content, out);
+                }
             }
             labels(check, row, out);
         }

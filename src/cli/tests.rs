@@ -1,9 +1,26 @@
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use super::*;
 
 fn parse(args: &str) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(std::iter::once("finlake").chain(args.split_whitespace()))
+    Cli::of(
+        std::iter::once("finlake")
+            .chain(args.split_whitespace())
+            .map(Into::into),
+    )
+}
+
+#[test]
+fn every_set_counts_wherever_it_stands() {
+    let cli = parse("--set a.b=1 --set=c.d=x=y reconcile --set e.f=3 --quiet --set a.b=4").unwrap();
+    let pairs = [("a.b", "1"), ("c.d", "x=y"), ("e.f", "3"), ("a.b", "4")];
+    assert_eq!(
+        cli.global.set,
+        pairs.map(|(k, v)| (k.to_owned(), v.to_owned()))
+    );
+    let cli = parse("reconcile").unwrap();
+    assert!(cli.global.set.is_empty());
+    assert!(parse("--set nothing reconcile").is_err());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! rows of one folder, whatever the table's size.
 
 mod accuracy;
+mod asserted;
 mod finish;
 mod folders;
 mod outputs;
@@ -11,6 +12,7 @@ mod settle;
 mod topic;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use finlake_lakehouse::{FileTask, Filter, LakeError, Lakehouse, OPEN_END, Pinned, Scan};
@@ -19,6 +21,7 @@ use finlake_market::interval::DAY;
 use futures::TryStreamExt;
 
 use super::{Options, Records, Report, Watch, behind, scope};
+use crate::asserted::Assertions;
 use crate::books::Books;
 use crate::bronze;
 use crate::columns::{self, Bronze, Hashed};
@@ -61,6 +64,9 @@ struct Walk<'a> {
     /// Newest commit that the ledger shows within the cut, and whether it was a graceful stop's, by
     /// partition.
     newest: Vec<Option<(i64, bool)>>,
+    /// What was asserted of bars, and the commit up to which Bronze holds that, by partition.
+    asserted: Arc<Assertions>,
+    asserted_until: Vec<i64>,
     /// Check Bronze itself, not only use it.
     check: bool,
     total: u64,
@@ -182,6 +188,8 @@ impl Run<'_> {
                 seen: vec![Seen::default(); partitions],
                 stream_times: vec![BTreeMap::new(); partitions],
                 newest: self.newest(&until),
+                asserted: Arc::default(),
+                asserted_until: vec![i64::MAX; partitions],
                 check,
                 total,
                 by_folder,
@@ -201,6 +209,7 @@ impl Run<'_> {
         let partitions = walk.until.len();
         if let Some(silver) = walk.silver {
             self.stream_times(silver, &mut walk).await?;
+            self.assertions(&mut walk).await?;
         }
         let mut results: BTreeMap<i32, Span> = BTreeMap::new();
         let none = vec![Outside::default(); partitions];
@@ -475,6 +484,8 @@ impl Run<'_> {
             settled: newest.is_some_and(|(_, last)| last),
             patience: self.options.patience,
             commit_times,
+            asserted: walk.asserted.clone(),
+            asserted_until: walk.asserted_until[p],
         };
         let market = &self.options.market;
         let out = &mut span.findings;

@@ -69,6 +69,7 @@ fn row(interval: u8, length: i64, stage: Stage) -> BarRow {
         prev_sys_from: None,
         commit: 1,
         ticks_offset: 10,
+        bars_offset: 0,
         kafka_offset: 1,
     }
 }
@@ -102,6 +103,8 @@ fn moment(stream: i64, ago: i64) -> Moment {
         settled: false,
         patience: 100,
         commit_times: [(7, 1_000 - ago)].into(),
+        asserted: Default::default(),
+        asserted_until: i64::MAX,
     }
 }
 
