@@ -54,6 +54,9 @@ pub struct Planted {
     pub skipped: bool,
 }
 
+/// A file and its rows that close, each with its `sys_to`.
+type Closing = (Arc<FileMeta>, Vec<(u32, i64)>);
+
 /// Changes of the hot store, to be made after the swap.
 #[derive(Debug, Default)]
 pub struct HotUpdate {
@@ -84,7 +87,7 @@ pub struct Composed {
     rewritten: usize,
     /// Another engine's files that hold rows of several Kafka partitions, with the rows that close:
     /// each is rewritten once, when all partitions have been seen.
-    foreign: BTreeMap<Arc<str>, (Arc<FileMeta>, Vec<(u32, i64)>)>,
+    foreign: BTreeMap<Arc<str>, Closing>,
     history: Vec<RecordBatch>,
     jobs: Vec<Job>,
 }
@@ -499,7 +502,7 @@ async fn find_settled(
     io: &Inputs<'_>,
     partition: i32,
     needs: &mut HashMap<&[u8], Need>,
-) -> Result<Vec<(Arc<FileMeta>, Vec<(u32, i64)>)>> {
+) -> Result<Vec<Closing>> {
     let mut out = Vec::new();
     if needs.is_empty() {
         return Ok(out);

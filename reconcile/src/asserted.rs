@@ -51,11 +51,6 @@ impl Assertions {
         let of = |a: &Asserted| a.retracted && a.expected == Some(sys_from);
         self.of(key).iter().any(of)
     }
-
-    /// No row of the bar follows from its trades alone, if this says so.
-    pub fn is_empty(&self) -> bool {
-        self.of.is_empty()
-    }
 }
 
 /// The versions of one bar that follow from an assertion, found one after the other.
@@ -93,21 +88,21 @@ impl<'a> Followed<'a> {
             }
             match a.expected {
                 // A bar that only the assertion knew.
-                None => row.prev_sys_from.is_none() && Grown::default().from_asserted(a, row),
+                None => row.prev_sys_from.is_none() && Grown::default().on_asserted(a, row),
                 Some(at) => version(at).is_some_and(|from| {
                     let next = if a.retracted {
                         row.prev_sys_from.is_none() && from.sys_to <= row.sys_from
                     } else {
                         row.prev_sys_from == Some(at)
                     };
-                    next && grown(from).is_some_and(|g| g.from_asserted(a, row))
+                    next && grown(from).is_some_and(|g| g.on_asserted(a, row))
                 }),
             }
         });
         let by_version = || {
             let from = row.prev_sys_from.filter(|at| self.found.contains(at));
             let from = from.and_then(version);
-            from.is_some_and(|from| grown(from).is_some_and(|g| g.from_version(from, row)))
+            from.is_some_and(|from| grown(from).is_some_and(|g| g.on_version(from, row)))
         };
         let follows = by_assertion || by_version();
         if follows {
@@ -149,7 +144,7 @@ impl Grown {
         })
     }
 
-    fn from_asserted(self, a: &Asserted, row: &BarRow) -> bool {
+    fn on_asserted(self, a: &Asserted, row: &BarRow) -> bool {
         let c = &row.content;
         let prices = if self.count == 0 {
             (c.open.0, c.high.0, c.low.0, c.close.0) == (a.open, a.high, a.low, a.close)
@@ -159,7 +154,7 @@ impl Grown {
         prices && c.volume.0 == a.volume + self.volume
     }
 
-    fn from_version(self, from: &BarRow, row: &BarRow) -> bool {
+    fn on_version(self, from: &BarRow, row: &BarRow) -> bool {
         let (a, c) = (&from.content, &row.content);
         let sums = c.trade_count == a.trade_count + self.count
             && c.volume.0 == a.volume.0 + self.volume
