@@ -209,27 +209,23 @@ impl Tally {
     pub fn judge(&self, rules: &[Rule]) -> Vec<Measured> {
         let mut out = Vec::new();
         for rule in rules {
-            let value = match (&rule.measure, self.sum(&rule.measure)) {
-                (
-                    Measure::MissingBars(_)
-                    | Measure::NullRate(_)
-                    | Measure::KlineAccuracy(_)
-                    | Measure::VendorAccuracy(_),
-                    Some((wrong, all)),
-                ) => Some(if all > 0.0 { wrong / all } else { 0.0 }),
-                (Measure::IdGaps, Some((wrong, all))) => {
-                    Some(if all > 0.0 { wrong / all * 1e6 } else { 0.0 })
-                }
-                (_, Some((wrong, _))) => Some(wrong),
-                (_, None) => None,
+            let Some((wrong, all)) = self.sum(&rule.measure) else {
+                continue;
             };
-            if let Some(value) = value {
-                out.push(Measured {
-                    rule: rule.clone(),
-                    value,
-                    of: self.sum(&rule.measure).map_or(0, |(_, all)| all as u64),
-                });
-            }
+            let share = if all > 0.0 { wrong / all } else { 0.0 };
+            let value = match &rule.measure {
+                Measure::MissingBars(_)
+                | Measure::NullRate(_)
+                | Measure::KlineAccuracy(_)
+                | Measure::VendorAccuracy(_) => share,
+                Measure::IdGaps => share * 1e6,
+                _ => wrong,
+            };
+            out.push(Measured {
+                rule: rule.clone(),
+                value,
+                of: all as u64,
+            });
         }
         out
     }
