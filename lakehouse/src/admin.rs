@@ -288,7 +288,7 @@ fn positions_in_history(
 }
 
 /// `0:12/345/1700;1:…` = partition:position.
-fn parse(text: &str) -> Result<Vec<(i32, Position)>> {
+pub(crate) fn parse(text: &str) -> Result<Vec<(i32, Position)>> {
     text.split(';')
         .map(|part| {
             let (p, rest) = part.split_once(':')?;

@@ -42,7 +42,9 @@ pub use error::{LakeError, Result};
 pub use lake::{Catalog, HotRule, LakeConfig, Lakehouse, Upkeep};
 pub use plan::Cut;
 pub use properties::{KafkaIds, Position, Watermarks};
-pub use read::{FileTask, Filter, History, Pinned, Scan, ScanBatch, VersionInfo, VersionKey};
+pub use read::{
+    FileTask, Filter, History, Pinned, Scan, ScanBatch, SnapshotChange, VersionInfo, VersionKey,
+};
 pub use rows::{BarsRows, BronzeRows, RecordAt, VersionRows};
 pub use sink::TableSink;
 pub use tables::{OPEN_END, Table};

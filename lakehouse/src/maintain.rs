@@ -49,7 +49,7 @@ pub fn expired(
 }
 
 /// The line of history that leads to the current snapshot, oldest first, as far as it is kept.
-fn lineage(metadata: &TableMetadata) -> Vec<SnapshotRef> {
+pub(crate) fn lineage(metadata: &TableMetadata) -> Vec<SnapshotRef> {
     let mut out = Vec::new();
     let mut at = metadata.current_snapshot().cloned();
     while let Some(s) = at {

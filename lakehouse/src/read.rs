@@ -10,10 +10,12 @@
 
 mod filter;
 mod history;
+mod lineage;
 mod scan;
 
 pub use filter::Filter;
 pub use history::{History, VersionInfo, VersionKey};
+pub use lineage::SnapshotChange;
 pub use scan::{FileTask, Scan, ScanBatch};
 
 use crate::catalog::Loaded;

@@ -60,9 +60,7 @@ impl TableSink {
     /// `TableMoved`, `SchemaDrift`, `Catalog`, `Storage`.
     pub async fn open(lake: &Lakehouse, table: Table) -> Result<TableSink> {
         let committer = Committer::open(lake, table).await?;
-        let metadata = committer.base().metadata();
-        let files = FileWriter::new(lake, committer.def(), metadata)?;
-        let splitter = Splitter::new(committer.def(), metadata)?;
+        let (files, splitter) = layout(&committer)?;
         let positions = committer.watermarks()?.positions;
         Ok(TableSink {
             table,
@@ -125,9 +123,7 @@ impl TableSink {
     pub async fn resync(&mut self) -> Result<()> {
         self.stale = true;
         self.committer.reload().await?;
-        let metadata = self.committer.base().metadata();
-        self.files = FileWriter::new(self.committer.lake(), self.committer.def(), metadata)?;
-        self.splitter = Splitter::new(self.committer.def(), metadata)?;
+        (self.files, self.splitter) = layout(&self.committer)?;
         self.positions = self.committer.watermarks()?.positions;
         self.load_hot().await?;
         self.stale = false;
@@ -297,8 +293,7 @@ impl TableSink {
     fn follow_spec(&mut self) -> Result<()> {
         let metadata = self.committer.base().metadata();
         if metadata.default_partition_spec_id() != self.files.spec_id() {
-            self.files = FileWriter::new(self.committer.lake(), self.committer.def(), metadata)?;
-            self.splitter = Splitter::new(self.committer.def(), metadata)?;
+            (self.files, self.splitter) = layout(&self.committer)?;
         }
         Ok(())
     }
@@ -483,6 +478,13 @@ impl TableSink {
         }
         Ok(())
     }
+}
+
+/// What writes rows into the table as it is now: partitioned so, with these columns.
+fn layout(committer: &Committer) -> Result<(FileWriter, Splitter)> {
+    let metadata = committer.base().metadata();
+    let files = FileWriter::new(committer.lake(), committer.def(), metadata)?;
+    Ok((files, Splitter::new(committer.def(), metadata)?))
 }
 
 /// What the commit took, for people and for `tables adopt`: the position of each partition it

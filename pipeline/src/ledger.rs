@@ -165,6 +165,10 @@ impl Processor<Market> for Ledger {
         ] {
             chain.add(name, stats.counter(counter));
         }
+        // Which bars were to be made: whoever compares knows from when on, and until when.
+        for interval in self.plan.intervals.list() {
+            chain.add(&LedgerEntry::commits_of(interval.name()), 1);
+        }
         let entry = LedgerEntry {
             app_id: self.plan.config.app_id.clone(),
             task: ctx.task(),

@@ -3,7 +3,8 @@
 //!
 //! Pure. Folds entries as they are read; the ledger's own arithmetic is checked on the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use finlake_schemas::{LedgerEntry, topics};
 
@@ -25,8 +26,37 @@ pub struct Line {
     /// many records retract, since the entry before it is not retained or its writer did not count them. 0 otherwise.
     pub uncounted: i64,
     pub stream_times: Vec<(String, i64)>,
+    /// Schemas that the commit met in its input.
+    pub schema_ids: Arc<[i32]>,
     /// A graceful stop.
     pub last: bool,
+}
+
+/// Commits in which the bars of an interval were made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Made {
+    /// The first of them.
+    pub from: i64,
+    /// `None`: they are still.
+    pub end: Option<End>,
+}
+
+/// Where an interval is no longer configured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct End {
+    /// The first commit without it.
+    pub commit: i64,
+    /// Stream time by source, µs, at the commit before.
+    pub stream_times: Vec<(String, i64)>,
+    /// The commit before was a graceful stop's: nothing waited then.
+    pub last: bool,
+}
+
+impl Made {
+    /// Whether a commit is one of them.
+    pub fn has(&self, commit: i64) -> bool {
+        self.from <= commit && self.end.as_ref().is_none_or(|end| commit < end.commit)
+    }
 }
 
 /// All entries by partition and commit.
@@ -34,6 +64,13 @@ pub struct Line {
 pub struct Books {
     lines: BTreeMap<(i32, i64), Line>,
     audit: LedgerAudit,
+    /// Which intervals were configured, by partition and the first commit of which that holds. Nothing
+    /// stands there of commits whose writer did not say.
+    intervals: BTreeMap<(i32, i64), BTreeSet<String>>,
+    /// The first commit of an interval that was added before the first entry that is left.
+    began: BTreeMap<(i32, String), i64>,
+    /// Lists of schemas; there are few.
+    schemas: Vec<Arc<[i32]>>,
     /// What is wrong with the ledger itself.
     pub findings: Findings,
 }
@@ -47,10 +84,22 @@ impl Books {
     /// Takes an entry as it was read.
     pub fn push(&mut self, entry: &LedgerEntry, value: &[u8]) {
         let retracted = self.audit.retracted(entry);
+        let intervals = self.audit.intervals(entry);
+        let first = self.audit.task(entry.task).is_none();
         if !self.audit.push(entry, value, &mut self.findings) {
             return;
         }
         let [bars, metrics] = retracted.unwrap_or([0, 0]);
+        if first {
+            self.begin(entry);
+        }
+        if let Some(intervals) = intervals {
+            let task = (entry.task, i64::MIN)..(entry.task, entry.commit);
+            let before = self.intervals.range(task).next_back();
+            if before.is_none_or(|(_, known)| *known != intervals) {
+                self.intervals.insert((entry.task, entry.commit), intervals);
+            }
+        }
         let line = Line {
             system_time: entry.system_time,
             taken: Taken::of(entry),
@@ -61,9 +110,34 @@ impl Books {
                 None => asserted(entry),
             },
             stream_times: entry.stream_times.clone(),
+            schema_ids: self.schemas(&entry.schema_ids),
             last: entry.last,
         };
         self.lines.insert((entry.task, entry.commit), line);
+    }
+
+    /// What the first entry that is left says of those before: how many commits each interval had.
+    fn begin(&mut self, entry: &LedgerEntry) {
+        let mut commits = Vec::new();
+        for (name, n) in &entry.totals {
+            if let Some(interval) = name.strip_prefix(LedgerEntry::COMMITS_OF) {
+                commits.push((interval, *n));
+            }
+        }
+        let most = commits.iter().map(|(_, n)| *n).max();
+        for (interval, n) in commits.into_iter().filter(|(_, n)| Some(*n) != most) {
+            let at = (entry.task, interval.to_owned());
+            self.began.insert(at, entry.commit - n + 1);
+        }
+    }
+
+    fn schemas(&mut self, ids: &[i32]) -> Arc<[i32]> {
+        if let Some(known) = self.schemas.iter().find(|known| ***known == *ids) {
+            return known.clone();
+        }
+        let new: Arc<[i32]> = ids.into();
+        self.schemas.push(new.clone());
+        new
     }
 
     /// Every partition's entries are here from its first commit on: retention took none.
@@ -90,6 +164,51 @@ impl Books {
             .range((partition, i64::MIN)..=(partition, i64::MAX))
             .map(|((_, commit), line)| (*commit, line))
             .take_while(move |(_, line)| line.system_time <= system_time)
+    }
+
+    /// The commits up to `cut` in which bars of an interval were made, in order; all of them if no
+    /// writer said.
+    pub fn made(&self, partition: i32, interval: &str, cut: i64) -> Vec<Made> {
+        let known = self
+            .intervals
+            .range((partition, i64::MIN)..=(partition, cut));
+        let mut known = known.peekable();
+        let began = self.began.get(&(partition, interval.to_owned()));
+        // What was before the first that is known is taken to have been so already.
+        let mut from = began.copied().unwrap_or(i64::MIN);
+        if known.peek().is_none() {
+            return vec![Made { from, end: None }];
+        }
+        let mut out: Vec<Made> = Vec::new();
+        while let Some((_, names)) = known.next() {
+            let to = known.peek().map(|((_, commit), _)| *commit);
+            if names.contains(interval) {
+                let end = to.map(|to| self.end(partition, to));
+                match out.last_mut() {
+                    Some(last) if last.end.as_ref().is_some_and(|e| e.commit == from) => {
+                        last.end = end;
+                    }
+                    _ => out.push(Made { from, end }),
+                }
+            }
+            from = to.unwrap_or(i64::MAX);
+        }
+        out
+    }
+
+    /// How far the task was before this commit.
+    fn end(&self, partition: i32, commit: i64) -> End {
+        let line = self.line(partition, commit - 1);
+        End {
+            commit,
+            stream_times: line.map_or(Vec::new(), |l| l.stream_times.clone()),
+            last: line.is_some_and(|l| l.last),
+        }
+    }
+
+    /// The line of a commit.
+    pub fn line(&self, partition: i32, commit: i64) -> Option<&Line> {
+        self.lines.get(&(partition, commit))
     }
 
     /// Counts by commit up to each partition's system time.
@@ -123,6 +242,52 @@ mod tests {
         assert!(!books(&[(0, 1), (0, 2), (1, 5), (1, 6)]).are_whole());
         assert!(!books(&[(0, 2), (1, 1)]).are_whole());
         assert!(books(&[]).are_whole());
+    }
+
+    #[test]
+    fn intervals_are_known_by_the_commits_that_made_their_bars() {
+        let books = |entries: &[(LedgerEntry, Vec<u8>)]| {
+            let mut books = Books::default();
+            for (entry, value) in entries {
+                books.push(entry, value);
+            }
+            assert!(books.findings.is_empty(), "{:?}", books.findings.list());
+            books
+        };
+        let commits = [(1, 0, 0); 6];
+        let of = |name: &str| (LedgerEntry::commits_of(name), 1);
+        let entries = rewritten(ledger(0, &commits), |n, entry| {
+            entry.totals.push(of("1m"));
+            // From the third commit on, and not in the fifth.
+            if n >= 2 && n != 4 {
+                entry.totals.push(of("4h"));
+            }
+        });
+        let of = |books: &Books, name: &str, cut: i64| -> Vec<(i64, Option<i64>)> {
+            let made = books.made(0, name, cut).into_iter();
+            made.map(|m| (m.from, m.end.map(|e| e.commit))).collect()
+        };
+        let end = i64::MAX;
+        let whole = books(&entries);
+        assert_eq!(of(&whole, "1m", end), [(i64::MIN, None)]);
+        assert_eq!(of(&whole, "4h", end), [(3, Some(5)), (6, None)]);
+        assert_eq!(of(&whole, "1h", end), []);
+        // At a cut before it went.
+        assert_eq!(of(&whole, "4h", 4), [(3, None)]);
+        assert!(whole.made(0, "4h", end)[0].has(4) && !whole.made(0, "4h", end)[0].has(5));
+        // The first entry that is left says how many commits had it.
+        let cut = books(&entries[3..]);
+        assert_eq!(of(&cut, "4h", end), [(3, Some(5)), (6, None)]);
+        assert_eq!(of(&cut, "1m", end), [(i64::MIN, None)]);
+        // A writer that does not say makes all, and so does one that hands on what it does not know.
+        let silent = books(&ledger(0, &commits));
+        assert_eq!(of(&silent, "4h", end), [(i64::MIN, None)]);
+        let older = rewritten(ledger(0, &commits), |n, entry| {
+            if n < 2 {
+                entry.totals.push((LedgerEntry::commits_of("1m"), 1));
+            }
+        });
+        assert_eq!(of(&books(&older), "1m", end), [(i64::MIN, None)]);
     }
 
     /// A row lost in the very commit that retracts one is missed; where the ledger counts nothing, as many as there were

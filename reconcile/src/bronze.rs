@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use finlake_schemas::{BreakKind, LedgerEntry, topics};
 
 use crate::bisect::{self, Difference, Side};
+use crate::books::Books;
+use crate::columns::Stamps;
 use crate::findings::{Finding, Findings, Layer};
 use crate::trades::{Counted, Names, SameId, Seen};
 
@@ -38,6 +40,53 @@ pub fn doubled(partition: i32, offsets: &[i64], out: &mut Findings) {
     }
 }
 
+/// Rows that do not bear what the sink stamps on every row.
+pub fn stamps(stamps: Stamps, books: Option<&Books>, out: &mut Findings) {
+    if stamps.more {
+        out.cut_off();
+    }
+    for ((p, column), mut offsets) in stamps.wrong {
+        let partition = i32::try_from(p).unwrap_or(i32::MAX);
+        offsets.sort_unstable();
+        for (from, to) in bisect::ranges(offsets, 0) {
+            let key = range(partition, from, to);
+            out.push(
+                finding(BreakKind::ValueDrift, key, format!("stamp:{column}"))
+                    .expected(match column {
+                        "sys_from" => "the system time of the ledger's entry",
+                        "valid_from" => "the trade's time, or the record's where it has none",
+                        "is_current" => "true: rows of Bronze never end",
+                        "kafka_topic" => topics::TICKS,
+                        _ => "the open end: rows of Bronze never end",
+                    })
+                    .detail(format!(
+                        "{column} is not what the sink writes: the table was changed after it was \
+                         written. Put it back, or rebuild the table from the topic"
+                    )),
+            );
+        }
+    }
+    let mut schemas: Vec<_> = stamps.schemas.into_iter().collect();
+    schemas.sort_unstable();
+    for (p, commit, id) in schemas {
+        let partition = i32::try_from(p).unwrap_or(i32::MAX);
+        let line = books.and_then(|b| b.line(partition, commit));
+        let Some(line) = line.filter(|line| !line.schema_ids.contains(&id)) else {
+            continue;
+        };
+        let key = format!("{partition}:{commit}");
+        out.push(
+            finding(BreakKind::ValueDrift, key, format!("stamp:schema_id:{id}"))
+                .expected(format!("one of {:?}", line.schema_ids))
+                .actual(format!("rows with {id}"))
+                .detail(
+                    "the ledger has not met this schema in this commit: schema_id was changed \
+                     after it was written",
+                ),
+        );
+    }
+}
+
 /// Ids with two contents.
 pub fn two_contents(partition: i32, ids: &[SameId], names: &Names, out: &mut Findings) {
     for same in ids {
@@ -62,10 +111,12 @@ pub fn two_contents(partition: i32, ids: &[SameId], names: &Names, out: &mut Fin
 }
 
 /// Gaps in the ids of a feed: trades that never arrived. `rejected` ids did arrive, ascending;
-/// beyond the `settled` id of an instrument a gap may still fill. Returns missing ids and ids in
-/// all.
+/// beyond the `settled` id of an instrument a gap may still fill; `around` are ids that stand next to
+/// those looked at, on other dates: what lies between two of them is another run's. Returns missing
+/// ids and ids in all.
 pub fn gaps(
     seen: &Seen,
+    around: &Seen,
     rejected: &BTreeMap<u32, Vec<i64>>,
     settled: &BTreeMap<u32, i64>,
     names: &Names,
@@ -78,17 +129,34 @@ pub fn gaps(
         let symbol = id as u32;
         let known = rejected.get(&symbol).map_or(&[][..], Vec::as_slice);
         let settled = settled.get(&symbol).copied().unwrap_or(i64::MIN);
-        let runs = seen.runs(symbol);
-        if let (Some(first), Some(last)) = (runs.first(), runs.last()) {
-            all += last.1 - first.0 + 1;
-        }
-        for pair in runs.windows(2) {
+        let own = seen.runs(symbol);
+        let (Some(first), Some(last)) = (own.first(), own.last()) else {
+            continue;
+        };
+        all += last.1 - first.0 + 1;
+        let mut both = Seen::default();
+        both.absorb(0, around.runs(symbol));
+        both.absorb(0, own);
+        for pair in both.runs(0).windows(2) {
+            if !holds(own, pair[0].1) && !holds(own, pair[1].0) {
+                // It may have been this run's before trades came that are not of its dates.
+                out.undecided(
+                    "trade-id",
+                    gap_name(symbol, pair[0].1 + 1, pair[1].0, names),
+                );
+                continue;
+            }
             let mut from = pair[0].1 + 1;
             let to = pair[1].0;
             let due = to <= settled;
             let mut between = |from, to| {
                 if due {
-                    missing += gap(symbol, from, to, names, date, out);
+                    let lost = gap(symbol, from, to, names, date, out);
+                    missing += lost;
+                    // Of those between the first and the last the distance tells.
+                    if to <= first.0 || from > last.1 {
+                        all += lost;
+                    }
                 } else if from < to {
                     // It may have been found before the newest trades came.
                     out.undecided("trade-id", gap_name(symbol, from, to, names));
@@ -104,6 +172,12 @@ pub fn gaps(
         }
     }
     (missing, all)
+}
+
+/// Whether an id lies in one of these runs, ends included, ascending.
+fn holds(runs: &[(i64, i64)], id: i64) -> bool {
+    let at = runs.partition_point(|r| r.1 < id);
+    runs.get(at).is_some_and(|r| r.0 <= id)
 }
 
 fn gap_name(symbol: u32, from: i64, to: i64, names: &Names) -> String {
@@ -351,6 +425,36 @@ mod tests {
             .iter()
             .map(|f| (f.kind, f.key.as_str(), f.cause.as_str()))
             .collect()
+    }
+
+    #[test]
+    fn gaps_next_to_a_date_are_its_own_and_those_beyond_are_not() {
+        let mut names = Names::default();
+        names.id("s", "X");
+        let ids = |runs: &[(i64, i64)]| {
+            let mut seen = Seen::default();
+            seen.absorb(0, runs);
+            seen
+        };
+        let found = |own: &[(i64, i64)], around: &[(i64, i64)], rejected: &[i64]| {
+            let (own, around) = (ids(own), ids(around));
+            let rejected = BTreeMap::from([(0, rejected.to_vec())]);
+            let settled = BTreeMap::from([(0, i64::MAX)]);
+            let mut out = Findings::default();
+            let n = gaps(&own, &around, &rejected, &settled, &names, None, &mut out);
+            let keys = out.list().iter().map(|f| f.key.clone());
+            (n, keys.collect::<Vec<_>>())
+        };
+        let nothing: [&str; 0] = [];
+        // Before and after it, and none of its own; what lies between other dates is theirs.
+        let (n, keys) = found(&[(10, 20)], &[(1, 3), (5, 7), (23, 30), (35, 40)], &[]);
+        assert_eq!(keys, ["s:X:8..10", "s:X:21..23"]);
+        assert_eq!(n, (4, 15));
+        assert_eq!(found(&[(10, 20)], &[], &[]), ((0, 11), vec![]));
+        // One that belongs to the day before by its time, and one that was refused there.
+        assert_eq!(found(&[(10, 20)], &[(1, 8)], &[9]).1, nothing);
+        let (n, keys) = found(&[(10, 14), (17, 20)], &[(15, 15)], &[]);
+        assert_eq!((n, keys), ((1, 11), vec!["s:X:16..17".to_owned()]));
     }
 
     fn taken(start: i64, end: i64, skipped: i64) -> Taken {

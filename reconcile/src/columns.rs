@@ -5,6 +5,8 @@
 //! whose schema drifted is not compared row by row. Rows beyond the cut are left out here, and
 //! rows closed beyond it are open.
 
+mod bars;
+mod stamps;
 mod ticks;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
@@ -18,7 +20,9 @@ use crate::gold::{Close, MetricsRow};
 use crate::silver::BarRow;
 use crate::trades::{BarKey, Names, Rules};
 
-pub use ticks::{Bronze, Hashed, TICKS, TOPIC_ONLY};
+pub use bars::{assertion_columns, assertions, vendor_columns, vendors};
+pub use stamps::{STAMPS, Stamps};
+pub use ticks::{Bronze, Hashed, IDS, TICKS, TOPIC_ONLY, ids};
 
 /// A column is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -396,6 +400,7 @@ pub fn metrics(
         ints(batch, "kafka_partition")?,
         longs(batch, "kafka_offset")?,
     );
+    let revision = ints(batch, "revision")?;
     let mut of = Vec::new();
     for n in windows {
         let c = |what: &str| doubles(batch, &format!("{what}_{n}"));
@@ -425,6 +430,7 @@ pub fn metrics(
                 .collect(),
             periods: periods.or(at, 0),
             risk_free: risk_free.or(at, f64::NAN),
+            revision: revision.or(at, -1),
             valid_from: valid_from.or(at, 0),
             valid_to: valid_to.or(at, 0),
             sys_from: from,
@@ -464,6 +470,7 @@ pub fn metrics_columns(windows: &[u16]) -> Vec<String> {
         "return_1",
         "periods",
         "risk_free",
+        "revision",
         "valid_from",
         "valid_to",
         "sys_from",

@@ -8,10 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use finlake_schemas::{Break, BreakKind, BreakStatus, Severity, keys};
 
+use crate::outputs::moment;
+use crate::same::{Same, range};
 use crate::scope::{Scope, class};
 
 /// Beyond this relative difference a drift is material: 0.01 %.
 pub const MATERIAL: f64 = 1e-4;
+
+/// What stands for all columns of a bar's versions where they cannot be judged.
+pub(crate) const VALUES: &str = "values";
 
 /// How the causes of breaks begin that tell a table's row count from the ledger's totals.
 pub const TOTAL: &str = "INV-13:total:";
@@ -63,6 +68,8 @@ pub struct Finding {
     pub actual: Option<String>,
     /// What it means and what to do next.
     pub detail: String,
+    /// Other causes under which the same may have been told before.
+    pub also: Vec<String>,
 }
 
 impl Finding {
@@ -87,6 +94,7 @@ impl Finding {
             expected: None,
             actual: None,
             detail: String::new(),
+            also: Vec::new(),
         }
     }
 
@@ -276,8 +284,28 @@ impl Findings {
 
     /// Whether a break of this cause and key could be judged.
     pub fn decides(&self, cause: &str, key: &str) -> bool {
-        let asked = (class(cause).to_owned(), key.to_owned());
-        !self.undecided.contains(&asked)
+        let undecided = |class: &str| {
+            let asked = (class.to_owned(), key.to_owned());
+            self.undecided.contains(&asked)
+        };
+        !undecided(class(cause))
+            && !(of_values(cause) && undecided(VALUES))
+            && !self.in_range(cause, key)
+    }
+
+    /// Whether a part of the range that a key names could not be judged.
+    fn in_range(&self, cause: &str, key: &str) -> bool {
+        let Some((of, from, to)) = range(key) else {
+            return false;
+        };
+        let of_class = (class(cause).to_owned(), of.to_owned());
+        let mut keys = self.undecided.range(of_class..);
+        let mut keys = keys
+            .by_ref()
+            .take_while(|(c, key)| c == class(cause) && key.starts_with(of));
+        keys.any(|(_, key)| {
+            range(key).is_some_and(|(other, a, b)| other == of && a < to && from < b)
+        })
     }
 
     /// Takes over another list.
@@ -301,6 +329,13 @@ impl Findings {
     }
 }
 
+/// Whether a cause names columns of a version whose values drifted: `close+vwap:1700000000000000`.
+fn of_values(cause: &str) -> bool {
+    let class = class(cause);
+    let others = ["record", "invented", "version", "revision"];
+    moment(cause).is_some() && !others.contains(&class) && !class.starts_with("INV-")
+}
+
 /// What changes between two runs over one scope: breaks to open, and breaks to resolve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
@@ -310,6 +345,8 @@ pub struct Changes {
     pub resolve: Vec<Break>,
     /// Found, and known already.
     pub known: usize,
+    /// By the id of a finding that has other names: the breaks that it is, and their keys.
+    pub named: BTreeMap<[u8; 16], Vec<([u8; 16], String)>>,
 }
 
 /// Compares what a run found with the newest version of every known break. `now` in µs; a new
@@ -325,18 +362,30 @@ pub fn changes(
     let mut seen = BTreeSet::new();
     // Tables of which rows are missing or too many.
     let mut miscounted = BTreeSet::new();
+    let same = Same::of(known);
     for finding in found.list() {
-        let id = finding.id();
-        seen.insert(id);
         if matches!(finding.kind, BreakKind::Missing | BreakKind::Duplicate) {
             miscounted.insert(finding.table.as_str());
         }
-        match known.get(&id) {
-            Some(b) if b.status != BreakStatus::Resolved => out.known += 1,
-            before => {
-                let later = before.map_or(now, |b| now.max(b.system_time + 1));
-                out.open.push(finding.to_break(found_by, later));
-            }
+        let split = same.split(finding);
+        seen.extend(&split.known);
+        if split.new.is_empty() {
+            out.known += 1;
+        }
+        let parts = split.known.iter();
+        let parts = parts.filter_map(|id| Some((*id, known.get(id)?.key.clone())));
+        let new = split.new.iter().map(|f| (f.id(), f.key.clone()));
+        let mut parts: Vec<_> = parts.chain(new).collect();
+        parts.dedup();
+        if parts.iter().map(|(id, _)| id).ne([&finding.id()]) {
+            out.named.insert(finding.id(), parts);
+        }
+        for new in split.new {
+            let id = new.id();
+            seen.insert(id);
+            let before = known.get(&id);
+            let later = before.map_or(now, |b| now.max(b.system_time + 1));
+            out.open.push(new.to_break(found_by, later));
         }
     }
     // A cut list proves nothing about what it does not name.
@@ -612,6 +661,12 @@ mod tests {
         assert_eq!(resolves(&all), ["b"]);
         all.cut_off();
         assert_eq!(resolves(&all), [""; 0], "a check stopped on the way");
+        // Values that cannot be judged are those of every column.
+        let mut values = Findings::default();
+        values.undecided(VALUES, "a");
+        assert!(!values.decides("high:7", "a") && !values.decides("close+vwap:7", "a"));
+        assert!(values.decides("high:7", "b") && values.decides("row", "a"));
+        assert!(values.decides("INV-2:7", "a") && values.decides("record:7", "a"));
     }
 
     #[test]

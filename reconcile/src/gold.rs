@@ -3,7 +3,8 @@
 //!
 //! Pure. Gold follows Silver in the same commit, so at one cut there is nothing to wait for: a
 //! date with a closed daily bar has its row, or it is MISSING; a version holds for as long as the
-//! closes that it sees say the same, or the one that should have followed is MISSING.
+//! closes that it sees say the same, or the one that should have followed is MISSING. Risk-free rate
+//! and periods of a year are the row's own: what is configured holds for rows to come.
 
 use std::collections::BTreeMap;
 
@@ -43,6 +44,7 @@ pub struct MetricsRow {
     pub windows: Vec<(u16, [Option<f64>; 3])>,
     pub periods: i32,
     pub risk_free: f64,
+    pub revision: i32,
     pub valid_from: i64,
     pub valid_to: i64,
     pub sys_from: i64,
@@ -53,6 +55,7 @@ pub struct MetricsRow {
     pub kafka_offset: i64,
 }
 
+#[derive(Clone, Copy)]
 struct Check<'a> {
     names: &'a Names,
     config: &'a GoldConfig,
@@ -98,6 +101,9 @@ pub fn compare(
     rows.sort_by_key(|r| (r.symbol, r.date, r.sys_from));
     histories(&check, rows, closes, out);
     let wanted = |date: i32| dates.is_none_or(|(from, to)| (from..to).contains(&date));
+    if dates.is_none() {
+        lone(&check, rows, out);
+    }
     let by_symbol: BTreeMap<u32, &[Close]> = closes
         .chunk_by(|a, b| a.symbol == b.symbol)
         .map(|group| (group[0].symbol, group))
@@ -131,6 +137,38 @@ pub fn compare(
     }
 }
 
+/// Rules change now and then, for all rows to come. A row whose own no row before or after it bears, nor
+/// the configuration, was not made by them.
+fn lone(check: &Check<'_>, rows: &[MetricsRow], out: &mut Findings) {
+    let rules = |r: &MetricsRow| (r.periods, r.risk_free.to_bits());
+    let configured = (
+        i32::from(check.config.periods),
+        check.config.risk_free.to_bits(),
+    );
+    let mut order: Vec<&MetricsRow> = rows.iter().collect();
+    order.sort_by_key(|r| r.sys_from);
+    for (n, row) in order.iter().enumerate() {
+        let beside = [n.checked_sub(1), n.checked_add(1)];
+        let mut beside = beside.into_iter().flatten().filter_map(|n| order.get(n));
+        if rules(row) == configured || beside.any(|r| rules(r) == rules(row)) {
+            continue;
+        }
+        let cause = format!("periods+risk_free:{}", row.sys_from);
+        out.push(
+            check
+                .finding(BreakKind::ValueDrift, row.symbol, row.date, cause)
+                .expected("the rate and periods of the rows made before or after it")
+                .actual(format!(
+                    "risk_free {}, periods {}",
+                    row.risk_free, row.periods
+                ))
+                .detail(
+                    "no row beside it was made by these: they were changed after they were written",
+                ),
+        );
+    }
+}
+
 fn histories(check: &Check<'_>, rows: &[MetricsRow], closes: &[Close], out: &mut Findings) {
     let mut key = 0;
     let mut list = Vec::with_capacity(rows.len());
@@ -146,6 +184,7 @@ fn histories(check: &Check<'_>, rows: &[MetricsRow], closes: &[Close], out: &mut
             valid_to: row.valid_to,
             is_current: row.is_current,
             prev_sys_from: row.prev_sys_from,
+            revision: row.revision,
             row: n as u32,
         });
     }
@@ -163,6 +202,16 @@ fn histories(check: &Check<'_>, rows: &[MetricsRow], closes: &[Close], out: &mut
                         first.kafka_offset, second.kafka_offset
                     ))
                     .detail("two rows of one date hold at the same time; see DUPLICATE in docs/reconcile.md")
+            }
+            Fault::Revision(n, expected) => {
+                let row = &rows[n as usize];
+                if row.prev_sys_from.is_none() {
+                    continue; // a date that was taken back before its first row here
+                }
+                finding(BreakKind::ValueDrift, n, format!("revision:{}", row.sys_from))
+                    .expected(format!("revision {expected}"))
+                    .actual(format!("revision {}", row.revision))
+                    .detail("each version's revision is one more than that of the version it replaces")
             }
             Fault::Backward(n) | Fault::Flag(n) => {
                 let cause = format!("INV-3:{}", rows[n as usize].sys_from);
@@ -234,7 +283,7 @@ fn outlived(check: &Check<'_>, row: &MetricsRow, series: &[Close], first: i32) -
         first = depends;
         let close = closes.last().map_or(0, |c| c.0);
         let differs = match there {
-            true => differences(row, close, &values(&closes, check.config), check.config),
+            true => differences(row, close, &values(&closes, check.config)),
             false => Vec::new(),
         };
         if there && differs.is_empty() {
@@ -265,6 +314,15 @@ fn outlived(check: &Check<'_>, row: &MetricsRow, series: &[Close], first: i32) -
 }
 
 fn one_row(check: &Check<'_>, row: &MetricsRow, series: &[Close], out: &mut Findings) {
+    let config = GoldConfig {
+        periods: u16::try_from(row.periods).unwrap_or(0),
+        risk_free: row.risk_free,
+        ..check.config.clone()
+    };
+    let check = &Check {
+        config: &config,
+        ..*check
+    };
     let (closes, there, first) = known(series, row.date, row.sys_from, check.config.reach() + 1);
     if !there {
         out.push(
@@ -286,7 +344,7 @@ fn one_row(check: &Check<'_>, row: &MetricsRow, series: &[Close], out: &mut Find
     }
     let wanted = values(&closes, check.config);
     let close = closes.last().map_or(0, |c| c.0);
-    let differs = differences(row, close, &wanted, check.config);
+    let differs = differences(row, close, &wanted);
     if !differs.is_empty() {
         let worst = differs.iter().fold(0.0f64, |w, d| w.max(d.relative));
         let severity = if worst > MATERIAL {
@@ -324,6 +382,7 @@ fn one_row(check: &Check<'_>, row: &MetricsRow, series: &[Close], out: &mut Find
             "valid_from",
             row.valid_from != (i64::from(row.date) + 1) * DAY,
         ),
+        ("valid_to", row.valid_to != check.open_end),
         (
             "metric_id",
             row.metric_id != Some(keys::metrics_id(source, name, row.date)),
@@ -350,12 +409,7 @@ struct Differs {
     relative: f64,
 }
 
-fn differences(
-    row: &MetricsRow,
-    close: i128,
-    wanted: &GoldValues,
-    config: &GoldConfig,
-) -> Vec<Differs> {
+fn differences(row: &MetricsRow, close: i128, wanted: &GoldValues) -> Vec<Differs> {
     let mut out = Vec::new();
     if row.close != close {
         out.push(Differs {
@@ -365,23 +419,23 @@ fn differences(
             relative: crate::silver::relative(close, row.close),
         });
     }
-    let whole = [
-        (
-            "observations",
-            i64::from(wanted.observations),
-            row.observations,
-        ),
-        ("periods", i64::from(config.periods), i64::from(row.periods)),
-    ];
-    for (name, e, a) in whole {
-        if e != a {
-            out.push(Differs {
-                name: name.into(),
-                expected: e.to_string(),
-                actual: a.to_string(),
-                relative: f64::INFINITY,
-            });
-        }
+    let whole = i64::from(wanted.observations);
+    if whole != row.observations {
+        out.push(Differs {
+            name: "observations".into(),
+            expected: whole.to_string(),
+            actual: row.observations.to_string(),
+            relative: f64::INFINITY,
+        });
+    }
+    // No configuration has them, so the row cannot have been computed by them.
+    if !(1..=366).contains(&row.periods) || !(-0.5..=1.0).contains(&row.risk_free) {
+        out.push(Differs {
+            name: "periods".into(),
+            expected: "1 to 366 periods, and a risk-free rate from -0.5 to 1".into(),
+            actual: format!("{} and {}", row.periods, row.risk_free),
+            relative: f64::INFINITY,
+        });
     }
     let mut float = |name: String, e: Option<f64>, a: Option<f64>| {
         // By their bits: the same closes in the same arithmetic give the same double.
@@ -401,11 +455,6 @@ fn differences(
         });
     };
     float("return_1".into(), wanted.return_1, row.return_1);
-    float(
-        "risk_free".into(),
-        Some(config.risk_free),
-        Some(row.risk_free),
-    );
     for w in &wanted.windows {
         let of = row
             .windows
@@ -423,7 +472,7 @@ fn differences(
 mod tests {
     use super::*;
 
-    const END: i64 = 1_000_000;
+    const END: i64 = i64::MAX;
 
     /// Thirty-five days of closes and the rows they give; day 10 was corrected once.
     fn sample() -> (Names, GoldConfig, Vec<Close>, Vec<MetricsRow>) {
@@ -461,6 +510,7 @@ mod tests {
             assert!(there);
             let v = values(&window, &config);
             let prev = rows.iter_mut().rfind(|r| r.date == date);
+            let prev_revision = prev.as_ref().map_or(0, |p| p.revision + 1);
             let prev_sys_from = prev.map(|p| {
                 p.sys_to = at;
                 p.is_current = false;
@@ -480,8 +530,9 @@ mod tests {
                     .collect(),
                 periods: 365,
                 risk_free: 0.0,
+                revision: prev_revision,
                 valid_from: (i64::from(date) + 1) * DAY,
-                valid_to: i64::MAX,
+                valid_to: END,
                 sys_from: at,
                 sys_to: END,
                 is_current: true,
@@ -546,6 +597,17 @@ mod tests {
         assert!(found[0].3.starts_with("volatility_5:"), "{found:?}");
         let found = run(|_, rows| rows[30].close += rows[30].close / 5_000);
         assert_eq!((found.len(), found[0].1), (1, Severity::Material));
+        // Rates of which nothing depends: two closes give no deviation.
+        let found = run(|_, rows| rows[1].risk_free = 0.5);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].3.starts_with("periods+risk_free:"), "{found:?}");
+        // All rows from a moment on were made by others.
+        let found = run(|_, rows| {
+            for row in rows.iter_mut().filter(|r| r.sys_from <= 1_040) {
+                row.risk_free = 0.5;
+            }
+        });
+        assert_eq!(found, []);
         // A close changed in Silver shows in every row that sees it, its own first.
         let found = run(|closes, _| closes[34].close += 1);
         assert_eq!(

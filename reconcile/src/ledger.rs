@@ -171,6 +171,26 @@ impl LedgerAudit {
         Some([grown(bars)?, grown(metrics)?])
     }
 
+    /// The intervals of which this entry's commit made bars, which is to be pushed next; `None` if that is not known.
+    pub fn intervals(&self, entry: &LedgerEntry) -> Option<BTreeSet<String>> {
+        let before = self.tasks.get(&entry.task);
+        let before = before.filter(|b| b.commit + 1 == entry.commit);
+        if before.is_none() && entry.commit != 1 {
+            return None;
+        }
+        let mut made = BTreeSet::new();
+        for (name, n) in &entry.totals {
+            if let Some(interval) = name.strip_prefix(LedgerEntry::COMMITS_OF) {
+                let had = before.and_then(|b| b.totals.get(name)).copied();
+                if *n > had.unwrap_or(0) {
+                    made.insert(interval.to_owned());
+                }
+            }
+        }
+        // A writer that does not count hands the totals on as they were; days are always made.
+        (!made.is_empty()).then_some(made)
+    }
+
     /// Takes the next entry of a task, in the order of the ledger; `value` is the record's value as
     /// it was read, which the next entry's `prev_hash` is a hash of. True if it was new.
     pub fn push(&mut self, entry: &LedgerEntry, value: &[u8], out: &mut Findings) -> bool {

@@ -21,6 +21,7 @@ pub mod ledger;
 pub mod outputs;
 pub mod rules;
 pub mod run;
+mod same;
 pub mod scope;
 pub mod shape;
 pub mod silver;

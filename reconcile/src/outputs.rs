@@ -250,12 +250,12 @@ pub fn join(layer: Layer, topic: &str, outcome: Outcome, out: &mut Findings) {
             return;
         }
         let at = moment(&f.cause);
-        let here = by_key.get_mut(&(f.kind, f.key.clone())).and_then(|list| {
-            let fits = |n: &Named| at == Some(n.sys_from) || (at.is_none() && f.cause == "row");
-            let found = list.iter().position(fits)?;
-            Some(list.remove(found))
-        });
-        match here {
+        let fits = |n: &mut Named| at == Some(n.sys_from) || (at.is_none() && f.cause == "row");
+        let list = by_key.get_mut(&(f.kind, f.key.clone()));
+        // A bar that is not there lacks all its versions.
+        let here: Vec<Named> = list.map_or(Vec::new(), |list| list.extract_if(.., fits).collect());
+        f.also.extend(here.iter().map(|n| n.finding.cause.clone()));
+        match here.into_iter().next() {
             Some(n) => {
                 let (says, has) = (n.finding.expected, n.finding.actual);
                 f.detail.push_str(&format!(

@@ -11,7 +11,8 @@ use finlake_market::Ohlcv;
 use finlake_schemas::{BreakKind, Severity, Stage, keys};
 
 use crate::asserted::{Assertions, Followed};
-use crate::findings::{Finding, Findings, Layer, MATERIAL};
+use crate::books::Made;
+use crate::findings::{Finding, Findings, Layer, MATERIAL, VALUES};
 use crate::trades::{BarKey, Expected, Names, Rules};
 use crate::versions::{self, Fault, Version};
 
@@ -61,6 +62,9 @@ pub struct Moment {
     /// What was asserted of bars, and the commit up to which Bronze holds that.
     pub asserted: Arc<Assertions>,
     pub asserted_until: i64,
+    /// By interval, as they are configured: the commits in which its bars were made. Nothing for an
+    /// interval: all of them.
+    pub made: Vec<Vec<Made>>,
 }
 
 /// What a bar is called.
@@ -99,6 +103,27 @@ impl Check<'_> {
         let (source, _) = self.names.get(key.symbol);
         let time = self.moment.stream_times.get(source);
         time.is_some_and(|t| *t >= end)
+    }
+
+    /// Whether the task had to make the bar of a trade of this commit, and whether with every such
+    /// trade: its interval was configured then, and is still, or was until the bar had closed. What
+    /// waited when it went came to nothing, unless the task stopped gracefully.
+    fn is_made(&self, key: BarKey, commit: i64) -> (bool, bool) {
+        let Some(made) = self.moment.made.get(usize::from(key.interval)) else {
+            return (true, true);
+        };
+        let Some(range) = made.iter().find(|m| m.has(commit)) else {
+            return (false, false);
+        };
+        let Some(end) = &range.end else {
+            return (true, true);
+        };
+        let (source, _) = self.names.get(key.symbol);
+        let mut times = end.stream_times.iter();
+        let time = times.find(|(of, _)| of == source).map(|(_, t)| *t);
+        let bar = self.rules.intervals.list()[usize::from(key.interval)].length();
+        let closed = time.is_some_and(|t| t >= key.start + bar);
+        (closed, closed && end.last)
     }
 
     /// A trade of this commit has had time to reach the table.
@@ -162,6 +187,7 @@ fn histories(check: &Check<'_>, rows: &[BarRow], out: &mut Findings) {
             valid_to: row.valid_to,
             is_current: row.is_current,
             prev_sys_from: row.prev_sys_from,
+            revision: row.revision,
             row: n as u32,
         });
     }
@@ -180,6 +206,20 @@ fn histories(check: &Check<'_>, rows: &[BarRow], out: &mut Findings) {
                         "two rows of one bar hold at the same time: a commit was applied twice, \
                          or another engine wrote the table; remove the row that the topic does \
                          not have, or rebuild the table",
+                    )
+            }
+            Fault::Revision(n, expected) => {
+                let row = &rows[n as usize];
+                if row.prev_sys_from.is_none() && row.bars_offset > 0 {
+                    continue; // a retraction may have come before the first version, and counts too
+                }
+                let cause = format!("revision:{}", row.sys_from);
+                check
+                    .finding(BreakKind::ValueDrift, row.key, cause)
+                    .expected(format!("revision {expected}"))
+                    .actual(format!("revision {}", row.revision))
+                    .detail(
+                        "each version's revision is one more than that of the version it replaces",
                     )
             }
             Fault::Backward(n) | Fault::Flag(n) => {
@@ -313,7 +353,7 @@ fn one_bar(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
             if !same && !as_replayed() && !corrected.contains(&row.sys_from) {
                 if row.bars_offset > 0 && row.commit > check.moment.asserted_until {
                     // An assertion may have come with it that Bronze does not hold yet.
-                    out.undecided("values", bar_name(row.key, check.names, check.rules));
+                    out.undecided(VALUES, bar_name(row.key, check.names, check.rules));
                 } else {
                     drift(check, row, content, out);
                 }
@@ -331,12 +371,13 @@ fn current(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
     };
     let closed = check.is_closed(bar.key);
     let name = || bar_name(bar.key, check.names, check.rules);
+    let (made, with_all) = check.is_made(bar.key, bar.last_commit);
     let newest = group.iter().rfind(|r| r.sys_to == check.open_end);
     match newest {
         None if group.iter().any(|r| r.sys_to != check.open_end) => {
             // Closed by a version that is not there: found as INV-6, or a retraction.
         }
-        None if closed || check.moment.settled => out.push(
+        None if made && (closed || check.moment.settled) => out.push(
             check
                 .finding(BreakKind::Missing, bar.key, "row")
                 .expected(show(total))
@@ -347,6 +388,7 @@ fn current(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
         ),
         // Told at a graceful stop, it is wrong still.
         None => out.undecided("row", name()),
+        Some(_) if !with_all => out.undecided("version", name()),
         Some(row) => {
             let behind = row.ticks_offset <= bar.last_offset;
             let stage_lags = closed && row.stage != Some(Stage::Closed);
@@ -476,6 +518,7 @@ fn labels(check: &Check<'_>, row: &BarRow, out: &mut Findings) {
         ("bar_end", row.bar_end != row.key.start + interval.length()),
         ("trade_date", row.trade_date != date),
         ("valid_from", row.valid_from != row.key.start),
+        ("valid_to", row.valid_to != check.open_end),
         ("tick_id", row.tick_id != Some(id())),
     ];
     for (name, _) in wrong.iter().filter(|(_, wrong)| *wrong) {

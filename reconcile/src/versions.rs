@@ -1,5 +1,6 @@
 //! Histories: at most one row per key, valid instant and system instant (INV-2), intervals that
-//! are intervals (INV-3), and closed rows that are closed by a successor (INV-6).
+//! are intervals (INV-3), closed rows that are closed by a successor (INV-6), and revisions that count
+//! the versions.
 //!
 //! Pure: rows of one table in any order, grouped by a key number that the caller gives; findings
 //! come with row numbers, which the caller turns into names.
@@ -16,6 +17,7 @@ pub struct Version {
     pub is_current: bool,
     /// `sys_from` of the version it replaced.
     pub prev_sys_from: Option<i64>,
+    pub revision: i32,
     /// The caller's number of the row.
     pub row: u32,
 }
@@ -34,6 +36,8 @@ pub enum Fault {
     Unfollowed(u32),
     /// The version that this row says it replaced is not in the table.
     Orphan(u32),
+    /// Its revision is not this one, which follows that of the version it replaced.
+    Revision(u32, i32),
 }
 
 /// Checks all histories. `open_end` is the open end of both axes.
@@ -67,12 +71,20 @@ fn one_key(group: &[Version], open_end: i64, out: &mut Vec<Fault>) {
             }
         }
         alive.push(v);
-        let starts = |at: i64| group.binary_search_by_key(&at, |g| g.sys_from).is_ok();
+        let starting = |at: i64| group.binary_search_by_key(&at, |g| g.sys_from).ok();
+        let starts = |at: i64| starting(at).is_some();
         if v.sys_to != open_end && !starts(v.sys_to) {
             out.push(Fault::Unfollowed(v.row));
         }
         if v.prev_sys_from.is_some_and(|prev| !starts(prev)) {
             out.push(Fault::Orphan(v.row));
+        }
+        let expected = match v.prev_sys_from {
+            None => (group[0] == *v).then_some(0),
+            Some(prev) => starting(prev).and_then(|at| group[at].revision.checked_add(1)),
+        };
+        if let Some(expected) = expected.filter(|e| *e != v.revision) {
+            out.push(Fault::Revision(v.row, expected));
         }
     }
 }
@@ -94,6 +106,7 @@ mod tests {
             valid_to: valid.1,
             is_current: sys.1 == END,
             prev_sys_from: None,
+            revision: 0,
             row,
         }
     }
@@ -126,6 +139,16 @@ mod tests {
         assert_eq!(with(|r| r[0].valid_to = 0), [Fault::Backward(0)]);
         assert_eq!(with(|r| r[2].is_current = false), [Fault::Flag(2)]);
         assert_eq!(with(|r| r[0].prev_sys_from = Some(5)), [Fault::Orphan(0)]);
+        assert_eq!(with(|r| r[0].revision = 3), [Fault::Revision(0, 0)]);
+        let second = |revision: i32| {
+            let mut rows = good.to_vec();
+            (rows[1].prev_sys_from, rows[1].revision) = (Some(10), revision);
+            check(rows, END)
+        };
+        assert_eq!(
+            (second(1), second(2)),
+            (vec![], vec![Fault::Revision(1, 1)])
+        );
         assert_eq!(with(|r| r[4].valid_from = 4), [Fault::Overlap(3, 4)]);
     }
 

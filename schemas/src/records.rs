@@ -244,6 +244,15 @@ impl LedgerEntry {
     /// The same of [`crate::topics::METRICS`].
     pub const METRICS_RETRACTED: &'static str = "market.metrics.retracted";
 
+    /// Running total: commits in which bars of this interval were made. In a commit in which it does not grow the
+    /// interval was not configured.
+    pub fn commits_of(interval: &str) -> String {
+        format!("{}{interval}", Self::COMMITS_OF)
+    }
+
+    /// What the names of [`LedgerEntry::commits_of`] begin with.
+    pub const COMMITS_OF: &'static str = "commits.";
+
     /// A running total; `None` if the entry's writer does not keep it.
     pub fn total(&self, name: &str) -> Option<i64> {
         let found = self.totals.iter().find(|(n, _)| n == name);

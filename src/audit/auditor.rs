@@ -9,15 +9,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use finlake_lakehouse::{LakeError, Lakehouse, Pinned, Table};
-use finlake_reconcile::counts::{self, Of};
-use finlake_reconcile::{Findings, Layer, LedgerAudit, TOTAL, TaskAudit, resolved};
+use finlake_reconcile::counts::Balance;
+use finlake_reconcile::{Findings, LedgerAudit, TaskAudit};
 use finlake_schemas::{Break, BreakStatus, Codec, topics};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use super::breaks::now;
 use super::lines::{Line, Lines, TABLES};
-use super::publish::Publisher;
+use super::publish::{Breaks, Publisher};
+use super::trail::{At, Trail, again};
 use crate::config::Config;
 use crate::serve::metrics::Metrics;
 
@@ -53,17 +54,21 @@ pub(super) struct Auditor {
     metrics: Arc<Metrics>,
     runtime: Handle,
     audit: LedgerAudit,
+    /// Entries that the metrics show.
+    shown: u64,
+    /// Reading began since.
+    begun: bool,
     parts: BTreeMap<i32, Part>,
     /// Commit that all tables have reached, by partition, at the last look.
     floors: BTreeMap<i32, i64>,
+    /// Commits that snapshots end at which are not judged yet, by partition.
+    wanted: BTreeMap<i32, BTreeSet<i64>>,
     /// Of the ledger, since they were last told.
     ledger: Findings,
-    /// Of the tables, at the last look.
-    totals: Findings,
-    /// Tables compared at the last look, and up to which system time (µs) each holds what the ledger says.
-    compared: BTreeMap<String, i64>,
+    /// In the order of [`TABLES`].
+    trails: [Trail; TABLES.len()],
     /// Breaks, as last read; `None` until then.
-    known: Option<BTreeMap<[u8; 16], Break>>,
+    known: Option<Breaks>,
     /// All that this process found.
     seen: BTreeSet<[u8; 16]>,
 }
@@ -83,11 +88,13 @@ impl Auditor {
             metrics,
             runtime,
             audit: LedgerAudit::new(),
+            shown: 0,
+            begun: false,
             parts: BTreeMap::new(),
             floors: BTreeMap::new(),
+            wanted: BTreeMap::new(),
             ledger: Findings::default(),
-            totals: Findings::default(),
-            compared: BTreeMap::new(),
+            trails: TABLES.map(|(table, layer)| Trail::new(table.to_string(), layer)),
             known: None,
             seen: BTreeSet::new(),
         };
@@ -100,6 +107,7 @@ impl Auditor {
     /// that is left, which is the first ever if `low` is 0.
     pub fn begin(&mut self, partition: i32, kept: Option<(i64, TaskAudit)>, low: i64) {
         let part = self.parts.entry(partition).or_default();
+        self.begun = true;
         match kept {
             Some((next, state)) => {
                 part.next = next;
@@ -117,10 +125,10 @@ impl Auditor {
     /// again then.
     pub fn forget(&mut self) {
         self.audit = LedgerAudit::new();
+        self.shown = 0;
         self.parts.clear();
         self.ledger = Findings::default();
-        self.totals = Findings::default();
-        self.compared.clear();
+        self.trails.iter_mut().for_each(Trail::forget);
         // Others write breaks meanwhile.
         self.known = None;
     }
@@ -147,9 +155,9 @@ impl Auditor {
         if !self.audit.push(&entry, value, &mut self.ledger) {
             return Ok(());
         }
-        self.metrics.audit_entry(partition, entry.commit);
         let floor = self.floors.get(&partition).copied().unwrap_or(0);
-        if entry.commit >= floor
+        let wanted = self.wanted.get(&partition);
+        if (entry.commit >= floor || wanted.is_some_and(|w| w.contains(&entry.commit)))
             && let Some(line) = self.audit.task(partition).and_then(Line::of)
         {
             part.lines.push(line);
@@ -162,19 +170,32 @@ impl Auditor {
         self.parts.iter().map(|(p, part)| (*p, part.next))
     }
 
+    /// Shows how far the ledger was read.
+    pub fn show(&mut self) {
+        let entries = self.audit.entries();
+        if entries == self.shown && !self.begun {
+            return;
+        }
+        self.begun = false;
+        self.metrics.audit_read(entries.saturating_sub(self.shown));
+        self.shown = entries;
+        for (p, state) in self.audit.tasks() {
+            self.metrics.audit_commit(p, state.commit);
+        }
+    }
+
     /// Entries folded.
     pub fn entries(&self) -> u64 {
         self.audit.entries()
     }
 
-    /// INV-13 by totals: rows of each table against the ledger at the table's own position. Gives what could not be
-    /// compared.
+    /// INV-13: rows of each table against the ledger, snapshot by snapshot and at the table's own position. Gives what
+    /// could not be compared.
     pub fn look(&mut self) -> Vec<(Table, Unlike)> {
-        self.totals = Findings::default();
-        self.compared.clear();
         let mut floors: Option<BTreeMap<i32, i64>> = None;
         let mut unlike = Vec::new();
-        for (table, layer) in TABLES {
+        self.wanted.clear();
+        for (at, (table, _)) in TABLES.into_iter().enumerate() {
             let pinned = match self.runtime.block_on(self.lake.snapshot(table)) {
                 Ok(pinned) => pinned,
                 Err(e) => {
@@ -184,27 +205,39 @@ impl Auditor {
                     } else {
                         tracing::debug!("audit: {e}");
                     }
+                    self.trails[at].unseen();
                     floors = Some(BTreeMap::new());
                     unlike.push((table, Unlike::Unknown(e.to_string())));
                     continue;
                 }
             };
-            let at = |p: &i32| pinned.position(*p).commit;
+            let commit = |p: &i32| pinned.position(*p).commit;
             floors = Some(match floors {
                 None => {
                     let all = pinned.watermarks().positions.iter();
                     all.map(|(p, at)| (*p, at.commit)).collect()
                 }
-                Some(before) => before.iter().map(|(p, n)| (*p, at(p).min(*n))).collect(),
+                Some(before) => before
+                    .iter()
+                    .map(|(p, n)| (*p, commit(p).min(*n)))
+                    .collect(),
             });
-            if let Err(why) = self.compare(table, layer, &pinned) {
+            if let Err(why) = self.compare(at, &pinned) {
                 unlike.push((table, why));
             }
         }
         self.floors = floors.unwrap_or_default();
+        self.remember();
+        unlike
+    }
+
+    /// Forgets what no table needs any more, and notes the state of each partition.
+    fn remember(&mut self) {
+        let none = BTreeSet::new();
         for (p, part) in &mut self.parts {
             let floor = self.floors.get(p).copied().unwrap_or(0);
-            part.lines.forget_before(floor);
+            let wanted = self.wanted.get(p).unwrap_or(&none);
+            part.lines.forget_before(floor, wanted);
             let newer = |marks: &VecDeque<(i64, TaskAudit)>, commit| {
                 marks.back().is_none_or(|(_, s)| s.commit < commit)
             };
@@ -214,59 +247,71 @@ impl Auditor {
             {
                 part.marks.push_back((part.next, state.clone()));
             }
-            while part.marks.get(1).is_some_and(|(_, s)| s.commit <= floor) {
+            let bar = bar(&self.floors, &self.wanted, *p);
+            while part.marks.get(1).is_some_and(|(_, s)| s.commit <= bar) {
                 part.marks.pop_front();
             }
         }
-        unlike
     }
 
-    fn compare(&mut self, table: Table, layer: Layer, pinned: &Pinned) -> Result<(), Unlike> {
-        let (mut expected, mut uncounted) = (0, 0);
+    fn compare(&mut self, at: usize, pinned: &Pinned) -> Result<(), Unlike> {
+        let table = pinned.table();
+        let trail = &mut self.trails[at];
+        let line = pinned.lineage().map_err(|e| {
+            trail.unseen();
+            Unlike::Unknown(e.to_string())
+        })?;
+        let metadata = pinned.metadata();
+        let kept = metadata.snapshots().map(|s| s.snapshot_id()).collect();
+        let (audit, parts) = (&self.audit, &self.parts);
+        let ledger = |p, commit| rows_at(audit, parts, table, p, commit);
+        for (p, commit) in trail.follow(metadata.uuid().as_u128(), &line, kept, ledger) {
+            self.wanted.entry(p).or_default().insert(commit);
+        }
+        let rows = line.last().map_or(0, |s| s.rows);
+        let (balance, reached) = self.whole(pinned, rows)?;
+        self.metrics
+            .audit_table(&table.to_string(), rows - balance.expected);
+        self.trails[at].compare(pinned.snapshot_id(), balance, reached);
+        Ok(())
+    }
+
+    /// A table of so many rows against the ledger at its position, and up to which system time it holds all of it.
+    fn whole(&self, pinned: &Pinned, rows: i64) -> Result<(Balance, i64), Unlike> {
+        let table = pinned.table();
+        let mut balance = Balance {
+            actual: rows,
+            ..Balance::default()
+        };
         let mut whole = i64::MAX;
         for (p, position) in &pinned.watermarks().positions {
-            if position.commit == 0 {
+            let commit = position.commit;
+            if commit == 0 {
                 continue;
             }
             let unknown = |why: &str| {
                 Unlike::Unknown(format!(
-                    "{table} is at commit {} of partition {p}, {why}",
-                    position.commit
+                    "{table} is at commit {commit} of partition {p}, {why}"
                 ))
             };
             let part = self.parts.get(p);
             let part = part.ok_or_else(|| unknown("which the ledger does not have"))?;
-            let reached = self.audit.task(*p).map_or(0, |s| s.commit);
-            if reached < position.commit {
-                return Err(Unlike::Ahead);
+            match rows_at(&self.audit, &self.parts, table, *p, commit) {
+                At::Ahead => return Err(Unlike::Ahead),
+                At::Unknown => {
+                    return Err(unknown(
+                        "of which the ledger's totals are not known: its beginning is gone, or the \
+                         audit went on from a later state; `finlake reconcile` compares every commit",
+                    ));
+                }
+                At::Rows(rows, uncounted) => {
+                    balance.expected += rows;
+                    balance.uncounted += uncounted;
+                }
             }
-            let line = part.lines.at(position.commit).ok_or_else(|| {
-                unknown(
-                    "of which the ledger's totals are not known: its beginning is gone, or the \
-                     audit went on from a later state; `finlake reconcile` compares every commit",
-                )
-            })?;
-            let (rows, may_be_none) = line.rows(table);
-            expected += rows;
-            uncounted += may_be_none;
-            whole = whole.min(part.lines.reached(table, position.commit));
+            whole = whole.min(part.lines.reached(table, commit));
         }
-        let rows = pinned
-            .metadata()
-            .current_snapshot()
-            .and_then(|s| s.summary().additional_properties.get("total-records"))
-            .and_then(|n| n.parse::<i64>().ok())
-            .unwrap_or(0);
-        let name = table.to_string();
-        self.metrics.audit_table(&name, rows - expected);
-        let of = Of {
-            layer,
-            table: &name,
-        };
-        let (snapshot, found) = (pinned.snapshot_id(), &mut self.totals);
-        counts::totals(of, snapshot, expected, rows, uncounted, found);
-        self.compared.insert(name, whole);
-        Ok(())
+        Ok((balance, whole))
     }
 
     /// Findings as metrics, log lines and breaks, each once; ends those about row counts that are right again.
@@ -274,11 +319,9 @@ impl Auditor {
     /// # Errors
     /// Kafka does not answer: the findings are kept for the next time.
     pub fn tell(&mut self) -> Result<()> {
-        let found = [&self.ledger, &self.totals];
-        let found = found.into_iter().flat_map(|f| f.list());
-        self.seen.extend(found.map(|f| f.id()));
+        self.seen.extend(self.ledger.list().iter().map(|f| f.id()));
         // What others wrote since matters only to what is found: they may have ended it.
-        let finds = !self.ledger.is_empty() || !self.totals.is_empty();
+        let finds = !self.ledger.is_empty() || self.trails.iter().any(Trail::finds);
         if let Some(known) = self.known.as_ref().filter(|_| !finds)
             && self.changes(known).is_empty()
         {
@@ -309,25 +352,16 @@ impl Auditor {
         Ok(())
     }
 
-    fn changes(&self, known: &BTreeMap<[u8; 16], Break>) -> Vec<Break> {
+    fn changes(&self, known: &Breaks) -> Vec<Break> {
         let now = now();
         let mut changed = Vec::new();
-        for finding in self.ledger.list().iter().chain(self.totals.list()) {
+        for finding in self.ledger.list() {
             let before = known.get(&finding.id());
             if before.is_none_or(|b| b.status == BreakStatus::Resolved) {
-                let later = before.map_or(now, |b| now.max(b.system_time + 1));
-                changed.push(finding.to_break(NAME, later));
+                changed.push(again(finding, known, now));
             }
         }
-        let still: BTreeSet<_> = self.totals.list().iter().map(|f| f.id()).collect();
-        let ended = known.values().filter(|b| {
-            b.status != BreakStatus::Resolved
-                && b.cause.starts_with(TOTAL)
-                // A table that is being filled anew has not come to the broken rows yet.
-                && self.compared.get(&b.table).is_some_and(|t| b.system_time <= *t)
-                && !still.contains(&b.break_id)
-        });
-        changed.extend(ended.map(|b| resolved(b, now)));
+        changed.extend(self.trails.iter().flat_map(|t| t.changes(known, now)));
         changed
     }
 
@@ -344,8 +378,8 @@ impl Auditor {
     pub fn marks(&self) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for (p, part) in &self.parts {
-            let floor = self.floors.get(p).copied().unwrap_or(0);
-            let Some((next, state)) = part.marks.front().filter(|(_, s)| s.commit <= floor) else {
+            let bar = bar(&self.floors, &self.wanted, *p);
+            let Some((next, state)) = part.marks.front().filter(|(_, s)| s.commit <= bar) else {
                 continue;
             };
             let text = state.encode();
@@ -356,4 +390,34 @@ impl Auditor {
         }
         list
     }
+}
+
+/// Up to which commit of a partition a state may be kept: every table has reached it, and no snapshot that is still to be
+/// judged begins before it.
+fn bar(floors: &BTreeMap<i32, i64>, wanted: &BTreeMap<i32, BTreeSet<i64>>, partition: i32) -> i64 {
+    let floor = floors.get(&partition).copied().unwrap_or(0);
+    let first = wanted.get(&partition).and_then(|w| w.first());
+    first.map_or(floor, |first| floor.min(*first))
+}
+
+/// Rows of a table after a commit, by the ledger.
+fn rows_at(
+    audit: &LedgerAudit,
+    parts: &BTreeMap<i32, Part>,
+    table: Table,
+    partition: i32,
+    commit: i64,
+) -> At {
+    if commit == 0 {
+        return At::Rows(0, 0);
+    }
+    if audit.task(partition).is_none_or(|s| s.commit < commit) {
+        return At::Ahead;
+    }
+    let part = parts.get(&partition);
+    part.and_then(|part| part.lines.at(commit))
+        .map_or(At::Unknown, |line| {
+            let (rows, uncounted) = line.rows(table);
+            At::Rows(rows, uncounted)
+        })
 }

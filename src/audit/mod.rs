@@ -13,6 +13,7 @@ mod seat;
 mod sunk;
 #[cfg(test)]
 mod tests;
+mod trail;
 
 pub use breaks::Known;
 pub use publish::{Breaks, Published, Publisher, TURN};

@@ -2,8 +2,8 @@
 //!
 //! 0. until it is active: stand by (`seat.rs`)
 //! 1. poll; fold every entry (INV-11, INV-12)
-//! 2. every half minute: compare the tables' row counts with the ledger's totals at the tables' own positions
-//!    (INV-13), write what is new as breaks, and keep the state with the offsets
+//! 2. every few commits of the tables: compare the rows of their snapshots, and of the whole tables, with the ledger's
+//!    totals (INV-13), write what is new as breaks, and keep the state with the offsets
 //!
 //! The state of each partition lies in the group's offset metadata. With `--until-caught-up` no group is joined: the
 //! ledger is read from there to its end, once.
@@ -27,8 +27,12 @@ use crate::config::Config;
 use crate::kafka::{self, Topic, is_passing};
 use crate::serve::metrics::Metrics;
 
-/// Between two looks at the tables.
+/// Between two looks at the tables: so many commit intervals, and at least this. A look reads the metadata of each table,
+/// which costs as much however little has happened; no snapshot expires as fast.
+const COMMITS: u32 = 6;
 const EVERY: Duration = Duration::from_secs(30);
+/// Longest wait for the ledger. Each is a wake-up.
+const WAIT: Duration = Duration::from_millis(500);
 /// How long a single pass follows tables that a running sink moves on.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -63,6 +67,7 @@ impl Audit {
             metrics,
             seat: Seat::Empty,
             unable: BTreeSet::new(),
+            every: EVERY.max(config.lake.commit_interval * COMMITS),
         };
         let control = Arc::new(AuditControl::default());
         let inner = control.clone();
@@ -111,15 +116,19 @@ struct Worker {
     seat: Seat,
     /// Tables that could not be compared at the last look.
     unable: BTreeSet<String>,
+    /// Between two looks.
+    every: Duration,
 }
 
 impl Worker {
     fn run(&mut self, control: &AuditControl) -> Result<()> {
-        let mut due = Instant::now() + EVERY;
+        let mut due = Instant::now() + self.every;
         let mut pause = Duration::from_millis(500);
         loop {
             let stopping = control.stop.load(Ordering::Relaxed);
-            match self.poll() {
+            let polled = self.poll();
+            self.auditor.show();
+            match polled {
                 Ok(()) => pause = Duration::from_millis(500),
                 // The pipeline does not stop because its audit cannot read.
                 Err(e) => {
@@ -131,7 +140,7 @@ impl Worker {
             }
             let is_due = stopping || Instant::now() >= due;
             if is_due {
-                due = Instant::now() + EVERY;
+                due = Instant::now() + self.every;
             }
             if is_due && self.seat == Seat::Active {
                 let unlike = self.auditor.look();
@@ -183,7 +192,7 @@ impl Worker {
     /// Folds what has come; waits a little if there is nothing.
     fn poll(&mut self) -> Result<()> {
         let consumer = self.consumer.clone();
-        let mut wait = Duration::from_millis(200);
+        let mut wait = WAIT;
         for _ in 0..10_000 {
             let polled = consumer.poll(wait);
             // Before the record: what was polled before a change of turn is not part of what comes after it.

@@ -16,6 +16,8 @@ use crate::config::{Config, Inputs};
 use crate::serve::metrics::Metrics;
 use crate::{kafka, parts};
 
+mod tables;
+
 const PARTITIONS: i32 = 3;
 /// Of Kafka.
 const TOPIC_AUTHORIZATION_FAILED: i16 = 29;

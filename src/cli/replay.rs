@@ -1,22 +1,31 @@
 //! Arguments of the commands that look back: replay, history, reset.
 
 use clap::Args;
+use finlake_lakehouse::VersionKey;
 
+use crate::commands::history;
 use crate::output::parse_instant;
+use crate::replay::Wanted;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     finlake replay --all                                     everything, commit by commit as the ledger has it\n  \
     finlake replay --all --verify                            and the tables rebuilt from their topics, row for row\n  \
+    finlake replay --all --to 2026-11-02T12:00:00Z           what the tables knew at that instant\n  \
     finlake replay --from-timestamp 2026-11-01 --to 2026-11-02\n  \
     finlake replay --from-offsets market.ticks:0:120000      the remedy a too_late dead letter names\n  \
     finlake replay --from-timestamp 2026-11-01 --apply       sends what differs as corrections\n  \
+    finlake replay --from-timestamp 2026-11-01 --key binance:BTCUSDT:1m:2026-11-01T09:30:00Z --apply\n  \
     finlake replay --all --shadow check                      keeps what comes out as tables\n\n\
     --shadow makes tables beside the live ones for any engine to join, such as\n\
     shadow_check_silver.market_ohlcv; `finlake tables drop-shadow check` drops them.\n\n\
     A replay never writes a live table. --apply sends assertions through market.bars; the running\n\
     stream role checks them against what it holds, and alone gives out revision and system time.\n\
-    Exit codes: 0 nothing differs; 1 something differs; 2 could not be done.")]
+    Before anything is sent that comes out of Bronze, Bronze is reconciled with the ledger and the\n\
+    topic; if it lost, doubled or changed rows, nothing is sent. Bars that somebody corrected are\n\
+    shown as `corrected` by the replay of a range, which has trades only, and are left as they are.\n\n\
+    Exit codes: 0 nothing differs (what was corrected is no difference); 1 something differs;\n\
+    2 could not be done.")]
 #[command(group(clap::ArgGroup::new("range").required(true).args(["all", "from_timestamp", "from_offsets"])))]
 pub struct ReplayArgs {
     /// Everything that the ledger holds
@@ -31,9 +40,15 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "TOPIC:PARTITION:OFFSET", value_delimiter = ',', value_parser = from_offset)]
     pub from_offsets: Vec<(i32, i64)>,
 
-    /// Up to this instant, widened to a whole day
-    #[arg(long, value_name = "INSTANT", value_parser = parse_instant, conflicts_with = "all")]
+    /// Trades made up to this instant, widened to a whole day; with --all: commits up to this
+    /// system time, compared with what the tables knew then
+    #[arg(long, value_name = "INSTANT", value_parser = parse_instant)]
     pub to: Option<i64>,
+
+    /// Compare, show and apply only this bar, or all of an instrument, as `finlake history` takes
+    /// it (may be repeated); Gold: of the same instrument
+    #[arg(long = "key", value_name = "SOURCE:SYMBOL[:INTERVAL:START]", value_parser = wanted, conflicts_with = "verify")]
+    pub keys: Vec<Wanted>,
 
     /// Also rebuild the tables from their topics and compare every version of every row
     #[arg(long, requires = "all")]
@@ -42,6 +57,10 @@ pub struct ReplayArgs {
     /// Send what differs in Silver as assertions (Gold follows)
     #[arg(long)]
     pub apply: bool,
+
+    /// With --apply: also bars that somebody corrected, back to what the trades give
+    #[arg(long, requires = "apply", conflicts_with = "all")]
+    pub over_corrections: bool,
 
     /// Why, for the assertions and for whoever reads them later
     #[arg(long, default_value = "replay", requires = "apply")]
@@ -59,6 +78,36 @@ pub struct ReplayArgs {
     /// Most differences printed; all are counted, and sent
     #[arg(long, default_value_t = 100)]
     pub limit: usize,
+}
+
+fn wanted(text: &str) -> Result<Wanted, String> {
+    let wrong = || {
+        format!(
+            "\"{text}\" is not a bar or an instrument; write SOURCE:SYMBOL, or SOURCE:SYMBOL:INTERVAL:START, such as \
+             binance:BTCUSDT:5m:2024-08-08T23:55:00Z"
+        )
+    };
+    let parts: Vec<&str> = text.split(':').collect();
+    match parts[..] {
+        [source, symbol] if !source.is_empty() && !symbol.is_empty() => Ok(Wanted::Instrument {
+            source: source.into(),
+            symbol: symbol.into(),
+        }),
+        _ => match history::parse(text) {
+            Ok(VersionKey::Bar {
+                source,
+                symbol,
+                interval,
+                start,
+            }) => Ok(Wanted::Bar {
+                source,
+                symbol,
+                interval,
+                start,
+            }),
+            _ => Err(wrong()),
+        },
+    }
 }
 
 fn from_offset(text: &str) -> Result<(i32, i64), String> {

@@ -142,6 +142,54 @@ fn dead_letters_are_named_by_partition_and_offset() {
     }
 }
 
+fn replay(args: &str) -> Result<ReplayArgs, String> {
+    match parse(&format!("replay {args}")) {
+        Ok(Cli {
+            command: Command::Replay(args),
+            ..
+        }) => Ok(args),
+        Ok(other) => panic!("{other:?}"),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+#[test]
+fn keys_of_a_replay_are_bars_or_instruments() {
+    use crate::replay::Wanted;
+    let args = replay("--all --key x:A --key x:A:1m:1970-01-02 --key x:A:1m:60000000").unwrap();
+    let (source, symbol) = ("x".to_owned(), "A".to_owned());
+    let bar = |start| Wanted::Bar {
+        source: source.clone(),
+        symbol: symbol.clone(),
+        interval: "1m".into(),
+        start,
+    };
+    let (day, minute) = (bar(86_400_000_000), bar(60_000_000));
+    assert_eq!(
+        args.keys,
+        [Wanted::Instrument { source, symbol }, day, minute]
+    );
+    for bad in ["x", "x:", "x:A:1m", "x:A:1970-01-02", "x:A:1m:soon"] {
+        let wrong = replay(&format!("--all --key {bad}")).unwrap_err();
+        assert!(wrong.contains("SOURCE:SYMBOL"), "{bad}: {wrong}");
+    }
+    assert!(replay("--all --verify --key x:A").is_err());
+}
+
+#[test]
+fn corrections_are_overruled_only_where_something_is_sent() {
+    let range = "--from-timestamp 2026-01-01";
+    let args = replay(&format!("{range} --apply --over-corrections")).unwrap();
+    assert!(args.over_corrections);
+    assert!(replay(&format!("{range} --over-corrections")).is_err());
+    // The whole ledger takes corrections in.
+    assert!(replay("--all --apply --over-corrections").is_err());
+    assert_eq!(
+        replay("--all --to 1970-01-02").unwrap().to,
+        Some(86_400_000_000)
+    );
+}
+
 /// What users read. A changed text shows in review; `INSTA_UPDATE=always` takes it over.
 #[test]
 fn help_texts() {

@@ -23,7 +23,11 @@ const BAR: [&str; 7] = [
 ];
 const METRICS: [&str; 3] = ["close", "observations", "return_1"];
 
-fn parse(text: &str) -> Result<VersionKey> {
+/// A key as people write it.
+///
+/// # Errors
+/// It is not one; how to write it.
+pub(crate) fn parse(text: &str) -> Result<VersionKey> {
     let parts: Vec<&str> = text.splitn(4, ':').collect();
     let instant = |text: &str| parse_instant(text).map_err(anyhow::Error::msg);
     match parts[..] {

@@ -80,6 +80,68 @@ pub fn options(config: &Config, args: &ReconcileArgs) -> Result<Options> {
 pub fn run(global: &Global, config: &Config, args: &ReconcileArgs) -> Result<u8> {
     let runtime = Runtime::new()?;
     let lake = runtime.block_on(super::existing_lake(config))?;
+    let (source, options, mut report) = examine(global, config, args, &lake, &runtime)?;
+
+    let mut named = BTreeMap::new();
+    if let (Some(source), false) = (&source, args.report_only) {
+        match tell(source, &options, &report, &mut named) {
+            Ok(text) => remark(global.quiet, &text),
+            Err(e) => report
+                .unchecked
+                .push(format!("breaks were not written: {e:#}")),
+        }
+    }
+    // The report is worth more than its copy for a collector.
+    print(global, &report, &named)?;
+    let written = args
+        .metrics
+        .as_ref()
+        .map(|path| metrics::write(&report, now(), path));
+    if let Some(Err(e)) = &written {
+        remark(false, &format!("the metrics were not written: {e:#}"));
+    }
+    Ok(match report.exit_code() {
+        0 if matches!(written, Some(Err(_))) => UNCHECKED,
+        0 => SAME,
+        1 => DIFFERS,
+        _ => UNCHECKED,
+    })
+}
+
+/// The Bronze layer alone, over all commits, with the ledger's books and the topic: nobody is told of what is found.
+///
+/// # Errors
+/// As `run`.
+pub(crate) fn bronze(
+    global: &Global,
+    config: &Config,
+    lake: &Lakehouse,
+    runtime: &Runtime,
+) -> Result<Report> {
+    let args = ReconcileArgs {
+        layers: vec![ReconcileLayer::Bronze],
+        date: None,
+        symbol: None,
+        as_of: None,
+        rules: None,
+        report_only: true,
+        metrics: None,
+        no_kafka: false,
+        wait: Duration::ZERO,
+        limit: 1_000,
+    };
+    let (_, _, report) = examine(global, config, &args, lake, runtime)?;
+    Ok(report)
+}
+
+/// Reaches Kafka, pins the tables and compares.
+fn examine(
+    global: &Global,
+    config: &Config,
+    args: &ReconcileArgs,
+    lake: &Lakehouse,
+    runtime: &Runtime,
+) -> Result<(Option<Source>, Options, Report)> {
     let mut options = options(config, args)?;
     let mut unread = Vec::new();
     let source = match Source::open(config, args)? {
@@ -104,7 +166,7 @@ pub fn run(global: &Global, config: &Config, args: &ReconcileArgs) -> Result<u8>
         }
     }
     let pins = runtime
-        .block_on(Pins::take(&lake, &options.layers, &tag, options.wait))
+        .block_on(Pins::take(lake, &options.layers, &tag, options.wait))
         .context("the tables could not be pinned")?;
     if let Some(silver) = &pins.silver {
         // What the table holds, not what is configured today: intervals may have changed, and the
@@ -120,42 +182,19 @@ pub fn run(global: &Global, config: &Config, args: &ReconcileArgs) -> Result<u8>
     }
     let outcome = compare(
         global,
-        &lake,
+        lake,
         &pins,
         &options,
         source.as_ref(),
         &mut unread,
-        &runtime,
+        runtime,
     );
     if let Err(e) = runtime.block_on(pins.release()) {
         tracing::warn!("the tag {tag} was left behind ({e}); a later run removes it");
     }
     let mut report = outcome?;
     report.unchecked.extend(unread);
-
-    if let (Some(source), false) = (&source, args.report_only) {
-        match tell(source, &options, &report) {
-            Ok(text) => remark(global.quiet, &text),
-            Err(e) => report
-                .unchecked
-                .push(format!("breaks were not written: {e:#}")),
-        }
-    }
-    // The report is worth more than its copy for a collector.
-    print(global, &report)?;
-    let written = args
-        .metrics
-        .as_ref()
-        .map(|path| metrics::write(&report, now(), path));
-    if let Some(Err(e)) = &written {
-        remark(false, &format!("the metrics were not written: {e:#}"));
-    }
-    Ok(match report.exit_code() {
-        0 if matches!(written, Some(Err(_))) => UNCHECKED,
-        0 => SAME,
-        1 => DIFFERS,
-        _ => UNCHECKED,
-    })
+    Ok((source, options, report))
 }
 
 /// The intervals of the bars that a pinned Silver table holds.
@@ -239,11 +278,23 @@ fn now() -> i64 {
         .map_or(0, |d| d.as_micros() as i64)
 }
 
-/// Opens and resolves breaks in the topic; says what changed.
-fn tell(source: &Source, options: &Options, report: &Report) -> Result<String> {
+/// Breaks that a finding is, and their keys, where it has other names.
+type Named = BTreeMap<[u8; 16], Vec<([u8; 16], String)>>;
+
+/// Opens and resolves breaks in the topic; says what changed. `named`: under which name a finding was
+/// known already.
+fn tell(
+    source: &Source,
+    options: &Options,
+    report: &Report,
+    named: &mut Named,
+) -> Result<String> {
     let scope = Scope::of(options, report);
+    let known_before = Cell::new(0);
     let published = Publisher::new(&source.config).publish(&source.codec, |known| {
         let mut made = changes(&report.findings, known, &scope, NAME, now());
+        known_before.set(made.known);
+        *named = std::mem::take(&mut made.named);
         if !report.unchecked.is_empty() {
             // What was not looked at may still be there.
             made.resolve.clear();
@@ -257,12 +308,16 @@ fn tell(source: &Source, options: &Options, report: &Report) -> Result<String> {
     let opened = written(BreakStatus::Opened);
     Ok(format!(
         "breaks: {opened} opened, {} known, {} resolved",
-        report.findings.list().len().saturating_sub(opened),
+        known_before.get(),
         written(BreakStatus::Resolved)
     ))
 }
 
-fn print(global: &Global, report: &Report) -> Result<()> {
+fn print(
+    global: &Global,
+    report: &Report,
+    named: &Named,
+) -> Result<()> {
     let text = Kind::Text;
     let columns = [
         ("break", text),
@@ -277,19 +332,22 @@ fn print(global: &Global, report: &Report) -> Result<()> {
     ];
     let mut out = printer(global, &columns)?;
     for f in report.findings.list() {
-        let mut id = Vec::new();
-        keys::breaks(f.id(), &mut id);
-        out.row(vec![
-            Some(String::from_utf8_lossy(&id).into_owned()),
-            Some(f.kind.as_str().to_owned()),
-            Some(f.severity.as_str().to_owned()),
-            Some(f.layer.as_str().to_owned()),
-            Some(f.key.clone()),
-            Some(f.cause.clone()),
-            f.expected.clone(),
-            f.actual.clone(),
-            Some(f.detail.clone()),
-        ])?;
+        let own = vec![(f.id(), f.key.clone())];
+        for (of, key) in named.get(&f.id()).unwrap_or(&own) {
+            let mut id = Vec::new();
+            keys::breaks(*of, &mut id);
+            out.row(vec![
+                Some(String::from_utf8_lossy(&id).into_owned()),
+                Some(f.kind.as_str().to_owned()),
+                Some(f.severity.as_str().to_owned()),
+                Some(f.layer.as_str().to_owned()),
+                Some(key.clone()),
+                Some(f.cause.clone()),
+                f.expected.clone(),
+                f.actual.clone(),
+                Some(f.detail.clone()),
+            ])?;
+        }
     }
     let rows: serde_json::Map<_, _> = report
         .rows

@@ -51,16 +51,8 @@ pub fn run(global: &Global, config: Config, args: &ResetArgs) -> Result<u8> {
         names.extend(OUTPUTS.map(str::to_owned));
     }
     names.retain(|name| there(name));
-    if !args.outputs && there(topics::LEDGER) {
-        let written: i64 = ends(config, topics::LEDGER)?.values().sum();
-        if written > 0 {
-            bail!(
-                "{} has entries: without its stores the application would number its commits from 1 again beside them. \
-                 Add --outputs to remove the output topics too",
-                topics::LEDGER
-            );
-        }
-    }
+    let written = !args.outputs && there(topics::LEDGER) && has_entries(config)?;
+    let refused = refusal(written, &groups);
     let state = config.state.dir.clone();
     let mut out = printer(
         global,
@@ -86,16 +78,14 @@ pub fn run(global: &Global, config: Config, args: &ResetArgs) -> Result<u8> {
     if state.exists() {
         line("state stores", &state.display().to_string(), "")?;
     }
-    out.finish(&[("done", args.yes.into())])?;
+    let done = args.yes && refused.is_none();
+    out.finish(&[("done", done.into())])?;
+    if let Some(why) = refused {
+        bail!(why);
+    }
     if groups.is_empty() && names.is_empty() && !state.exists() {
         remark(global.quiet, "nothing to reset");
         return Ok(SAME);
-    }
-    if let Some((group, members)) = groups.iter().find(|(_, members)| *members > 0) {
-        bail!(
-            "group {group} has {members} members: stop every instance first (with --leave, or wait for the session \
-             timeout)"
-        );
     }
     if !args.yes {
         remark(global.quiet, "nothing was removed; --yes removes it");
@@ -122,6 +112,25 @@ pub fn run(global: &Global, config: Config, args: &ResetArgs) -> Result<u8> {
         "done; `finlake topics create` makes the topics again",
     );
     Ok(SAME)
+}
+
+fn has_entries(config: &Config) -> Result<bool> {
+    Ok(ends(config, topics::LEDGER)?.values().any(|end| *end > 0))
+}
+
+/// Why nothing may be removed. `written`: the ledger has entries and would stay.
+fn refusal(written: bool, groups: &[(String, usize)]) -> Option<String> {
+    if written {
+        return Some(format!(
+            "{} has entries: without its stores the application would number its commits from 1 again beside them. \
+             Add --outputs to remove the output topics too",
+            topics::LEDGER
+        ));
+    }
+    let (group, members) = groups.iter().find(|(_, members)| *members > 0)?;
+    Some(format!(
+        "group {group} has {members} members: stop every instance first (with --leave, or wait for the session timeout)"
+    ))
 }
 
 /// The application's own groups and how many members each has.

@@ -28,7 +28,7 @@ fn chosen(lake: &Lakehouse, runtime: &Runtime, name: Option<&String>) -> Result<
 }
 
 /// An instant; zero is how a partition begins that has not said anything yet.
-fn time(at: Option<i64>) -> Option<String> {
+pub(crate) fn time(at: Option<i64>) -> Option<String> {
     at.filter(|at| *at > 0).map(format_instant)
 }
 

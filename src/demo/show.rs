@@ -5,12 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
+use finlake_lakehouse::inspect::TableInfo;
 use finlake_lakehouse::query::{AsOf, Options, QueryEngine};
 use finlake_lakehouse::{Lakehouse, Table};
 use tokio::runtime::Handle;
 
 use super::Story;
 use crate::app::App;
+use crate::commands::tables::time;
 use crate::output::{Format, Printer, format_bytes, format_instant};
 use crate::parts;
 
@@ -159,14 +161,7 @@ impl Show<'_> {
         let mut out = io::stdout().lock();
         let mut text = String::new();
         for t in tables {
-            text.push_str(&format!(
-                "  {:<22} {:>9} rows  {:>4} files  {:>9}  whole up to {}\n",
-                t.table.to_string(),
-                t.rows,
-                t.files,
-                format_bytes(t.bytes),
-                t.frontier.map(format_instant).unwrap_or_default(),
-            ));
+            text.push_str(&line(&t));
         }
         let dir = data.display();
         let silver = self
@@ -191,5 +186,54 @@ impl Show<'_> {
         ));
         out.write_all(text.as_bytes())?;
         Ok(())
+    }
+}
+
+/// A table. One that is not cut at system times, as breaks are not, is whole up to none.
+fn line(t: &TableInfo) -> String {
+    let mut text = format!(
+        "  {:<22} {:>9} rows  {:>4} files  {:>9}",
+        t.table.to_string(),
+        t.rows,
+        t.files,
+        format_bytes(t.bytes),
+    );
+    if let Some(frontier) = time(t.frontier) {
+        text.push_str(&format!("  whole up to {frontier}"));
+    }
+    text + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_without_a_frontier_is_whole_up_to_none() {
+        let table = |frontier| TableInfo {
+            table: Table::Breaks,
+            exists: true,
+            location: String::new(),
+            rows: 2,
+            files: 1,
+            bytes: 512,
+            snapshots: 1,
+            newest: None,
+            frontier,
+            moved: false,
+        };
+        let end = |frontier| {
+            line(&table(frontier))
+                .rsplit_once("512 B")
+                .unwrap()
+                .1
+                .to_owned()
+        };
+        assert_eq!(end(Some(0)), "\n");
+        assert_eq!(end(None), "\n");
+        assert_eq!(
+            end(Some(1_000_000)),
+            "  whole up to 1970-01-01T00:00:01.000000Z\n"
+        );
     }
 }

@@ -8,6 +8,9 @@ use super::compare::{Content, Difference, What};
 use crate::config::Config;
 use crate::ingest::{KafkaOut, Out};
 
+/// What the assertions of replays say of where they come from.
+pub const ORIGIN: &str = "replay";
+
 /// Sends one assertion per differing bar; how many were sent. Gold follows by itself.
 ///
 /// # Errors
@@ -15,7 +18,7 @@ use crate::ingest::{KafkaOut, Out};
 pub fn send(
     config: &Config,
     codec: &Codec,
-    differences: &[Difference],
+    differences: &[&Difference],
     reason: &str,
     now: i64,
 ) -> Result<usize> {
@@ -45,7 +48,7 @@ pub fn send(
             expected_revision: live.map(|r| r.revision),
             content: **content,
             retracted: difference.what == What::Extra,
-            origin: "replay",
+            origin: ORIGIN,
             reason,
             sent_at: now,
         };

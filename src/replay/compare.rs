@@ -81,16 +81,6 @@ pub enum What {
     Different,
 }
 
-impl What {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            What::Missing => "missing",
-            What::Extra => "extra",
-            What::Different => "different",
-        }
-    }
-}
-
 /// One key that differs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Difference {
@@ -98,6 +88,20 @@ pub struct Difference {
     pub what: What,
     pub live: Option<Row>,
     pub replayed: Option<Row>,
+    /// Somebody corrected it, or what it is computed from: trades alone do not give it.
+    pub corrected: bool,
+}
+
+impl Difference {
+    /// As reports spell it.
+    pub fn as_str(&self) -> &'static str {
+        match (self.corrected, self.what) {
+            (true, _) => "corrected",
+            (false, What::Missing) => "missing",
+            (false, What::Extra) => "extra",
+            (false, What::Different) => "different",
+        }
+    }
 }
 
 /// Counts of a comparison.
@@ -107,6 +111,19 @@ pub struct Tally {
     /// The table may still be waiting for its next version.
     pub pending: u64,
     pub different: u64,
+    /// Different because somebody corrected it.
+    pub corrected: u64,
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (equal, pending, different) = (self.equal, self.pending, self.different);
+        write!(f, "{equal} equal, {pending} pending, {different} different")?;
+        match self.corrected {
+            0 => Ok(()),
+            n => write!(f, ", {n} corrected"),
+        }
+    }
 }
 
 /// What a replay gave: `settled` at the cut, and `last`, the rows that a stop at the cut would have made besides.
@@ -114,6 +131,27 @@ pub struct Tally {
 pub struct Replayed {
     pub settled: Rows,
     pub last: Rows,
+}
+
+/// Silver and Gold, as the tables hold them and as a replay gave them.
+#[derive(Debug, Clone, Default)]
+pub struct Sides {
+    pub bars: Rows,
+    pub metrics: Rows,
+    pub silver: Replayed,
+    pub gold: Replayed,
+}
+
+/// Sets the differences apart whose keys were corrected.
+pub fn set_apart(
+    (tally, found): (&mut Tally, &mut [Difference]),
+    is_corrected: impl Fn(&[u8]) -> bool,
+) {
+    for difference in found.iter_mut().filter(|d| is_corrected(&d.key)) {
+        difference.corrected = true;
+        tally.different -= 1;
+        tally.corrected += 1;
+    }
 }
 
 /// Compares; differences in order of key.
@@ -148,6 +186,7 @@ pub fn compare(live: &Rows, replayed: &Replayed) -> (Tally, Vec<Difference>) {
                 what,
                 live: a.cloned(),
                 replayed: wanted.cloned(),
+                corrected: false,
             });
         }
     }
@@ -230,6 +269,20 @@ mod tests {
             (b'd', What::Missing),
         ];
         assert_eq!(what, wanted);
+    }
+
+    #[test]
+    fn what_was_corrected_is_counted_apart() {
+        let live = rows(&[("a", 1, true), ("b", 2, true)]);
+        let replayed = Replayed {
+            settled: rows(&[("a", 5, true), ("b", 9, true)]),
+            last: Rows::new(),
+        };
+        let (mut tally, mut found) = compare(&live, &replayed);
+        set_apart((&mut tally, &mut found), |key| key == b"b");
+        assert_eq!((tally.different, tally.corrected), (1, 1));
+        let said: Vec<_> = found.iter().map(Difference::as_str).collect();
+        assert_eq!(said, ["different", "corrected"]);
     }
 
     #[test]

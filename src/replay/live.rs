@@ -1,4 +1,4 @@
-//! The current rows of Silver and Gold at a pinned snapshot, and single columns of a batch by name.
+//! The rows of Silver and Gold at a pinned snapshot, current or as once known, and single columns of a batch by name.
 
 use std::ops::Range;
 
@@ -56,14 +56,32 @@ const BARS: [&str; 20] = [
     "revision",
 ];
 
-fn current(dates: Option<&Range<i32>>) -> Filter {
-    let filter = Filter::all().current();
-    dates.map_or(filter.clone(), |d| filter.dates(d.clone()))
+/// Which rows of a version table.
+#[derive(Debug, Clone, Default)]
+pub struct Which {
+    /// Trade dates, days since 1970.
+    pub dates: Option<Range<i32>>,
+    /// As known at this system time, µs; none: the current ones.
+    pub known: Option<i64>,
 }
 
-/// Current bars made from trades, of these trade dates (days since 1970).
-pub async fn bars(pinned: &Pinned, dates: Option<&Range<i32>>) -> Result<Rows> {
-    let filter = current(dates)
+impl Which {
+    fn filter(&self) -> Filter {
+        let filter = match self.known {
+            Some(at) => Filter::all().as_of_system(at),
+            None => Filter::all().current(),
+        };
+        match &self.dates {
+            Some(dates) => filter.dates(dates.clone()),
+            None => filter,
+        }
+    }
+}
+
+/// Bars made from trades.
+pub async fn bars(pinned: &Pinned, which: &Which) -> Result<Rows> {
+    let filter = which
+        .filter()
         .text("origin", "trades")
         .flag("retracted", false);
     let scan = Scan::columns(&BARS).filter(filter);
@@ -138,8 +156,8 @@ fn add_bars(b: &RecordBatch, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
-/// Current Gold rows of these trade dates; `windows` as configured.
-pub async fn metrics(pinned: &Pinned, windows: &[i32], dates: Option<&Range<i32>>) -> Result<Rows> {
+/// Gold rows; `windows` as configured.
+pub async fn metrics(pinned: &Pinned, windows: &[i32], which: &Which) -> Result<Rows> {
     let mut statistics = vec!["return_1".to_owned()];
     for n in windows {
         // A window of one return shares the fixed column.
@@ -158,7 +176,7 @@ pub async fn metrics(pinned: &Pinned, windows: &[i32], dates: Option<&Range<i32>
     names.extend(statistics.iter().map(String::as_str));
     names.sort_unstable();
     names.dedup();
-    let scan = Scan::columns(&names).filter(current(dates).flag("retracted", false));
+    let scan = Scan::columns(&names).filter(which.filter().flag("retracted", false));
     let mut batches = pinned.scan(&scan).await?;
     let mut rows = Rows::new();
     while let Some(found) = batches.try_next().await? {

@@ -13,12 +13,16 @@
 //! out then. Ranges are read from Bronze by trade time, widened to whole days (and to the closes that Gold's windows
 //! need). `verify` rebuilds the tables from their topics and compares every row of every version.
 //!
-//! Must never write a live table (a shadow's tables bear a mark) or move a group's offsets: differences go through `market.bars`, so that the live task
-//! alone gives out revisions and system times.
+//! A range has trades only: bars that somebody corrected are set apart (`corrected`).
+//!
+//! Must never write a live table (a shadow's tables bear a mark) or move a group's offsets: differences go through
+//! `market.bars`, so that the live task alone gives out revisions and system times.
 
 pub mod apply;
 mod bronze;
 mod compare;
+mod corrected;
+mod keys;
 mod live;
 mod range;
 mod rerun;
@@ -26,6 +30,7 @@ pub mod shadow;
 mod topics;
 pub mod verify;
 
-pub use compare::{Content, Difference, Row, Tally, What};
+pub use compare::{Content, Difference, Row, Tally};
+pub use keys::Wanted;
 pub use range::{Asked, From, range};
-pub use rerun::{Rerun, whole};
+pub use rerun::{Rerun, Whole, whole};

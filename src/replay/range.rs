@@ -1,16 +1,19 @@
 //! A range of trade time again, out of Bronze: widened to whole days, and to the closes that Gold's windows need.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
-use finlake_lakehouse::{Filter, Lakehouse, Scan};
+use finlake_lakehouse::{Filter, Lakehouse, Pinned, Scan, Table};
 use finlake_market::interval::DAY;
-use finlake_topology::{OutputRecord, RecordBatch, TopicIdx};
+use finlake_pipeline::Market;
+use finlake_topology::{OutputRecord, RecordBatch, TestDriver, TopicIdx};
 use tokio::runtime::Handle;
 
-use super::compare::{Replayed, Rows};
-use super::rerun::{CHUNK, Rerun, Tables, collect, driver};
+use super::compare::{Replayed, Rows, Sides};
+use super::corrected::{self, Corrected};
+use super::keys::{self, Wanted};
+use super::rerun::{CHUNK, Rerun, Tables, collect, driver, shadow_of};
 use super::shadow::{self, Latest, Shadow};
 use super::{bronze, live};
 use crate::app::{App, pipeline_config};
@@ -18,6 +21,10 @@ use crate::output::Progress;
 
 /// 0001-01-01: before any market, and within what the date transforms take.
 const EARLIEST: i32 = -719_162;
+/// 9999-12-31: after any.
+const LATEST: i32 = 2_932_896;
+/// The interval that Gold takes its closes from.
+const DAILY: &str = "1d";
 
 /// Which range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +32,8 @@ pub struct Asked {
     pub from: From,
     /// Trade time, µs, exclusive; none: to the newest bar.
     pub to: Option<i64>,
+    /// Only these keys are compared; none: all.
+    pub keys: Vec<Wanted>,
     /// When it is asked, µs: the system time of what a shadow gets.
     pub now: i64,
 }
@@ -39,10 +48,10 @@ pub enum From {
 }
 
 /// Replays the trades of a range of trade time out of Bronze, widened to whole days, with no bar too old for a
-/// correction; and before it what Gold's longest window needs.
+/// correction; and before it what Gold's longest window needs. Bars that somebody corrected are set apart.
 ///
 /// # Errors
-/// Catalog or storage; Bronze is behind Silver; nothing in the range.
+/// Catalog or storage; Bronze is behind Silver; nothing in the range, or nothing of the keys.
 pub fn range(
     app: &App,
     lake: &Lakehouse,
@@ -52,37 +61,102 @@ pub fn range(
     quiet: bool,
 ) -> Result<Rerun> {
     let tables = runtime.block_on(Tables::open(lake))?;
-    let (from, to) = (&asked.from, asked.to);
-    let partitions: Vec<i32> = match from {
+    let partitions: Vec<i32> = match &asked.from {
         From::Time(_) => (0..app.config.kafka.partitions).collect(),
         From::Offsets(offsets) => offsets.keys().copied().collect(),
     };
-    let dates = runtime.block_on(dates(&tables, from, to))?;
-    let windows = &app.config.gold.windows;
-    let longest = windows
-        .iter()
-        .copied()
-        .max()
-        .unwrap_or(1)
-        .max(1)
-        .unsigned_abs();
-    let begin = runtime.block_on(closes_before(&tables, dates.start, longest as usize))?;
-    let mut shadow = match keep {
-        Some(keep) => {
-            let about = about(&tables, &partitions, &dates);
-            Some(Shadow::open(keep, app.codec.clone(), runtime, &about)?)
-        }
-        None => None,
+    let corrections = runtime.block_on(lake.snapshot(Table::Bars))?;
+    current(&tables, &corrections, &partitions)?;
+    let dates = runtime.block_on(dates(&tables, &asked.from, asked.to))?;
+    let longest = longest(&app.config.gold.windows);
+    let begin = runtime.block_on(closes_before(&tables, dates.start, longest))?;
+    let days = begin..dates.end;
+    let find = Corrected::find(&corrections, &tables.silver, &days);
+    let mut corrected = runtime.block_on(find)?;
+    let about = about(&tables, &partitions, &dates);
+    let mut shadow = shadow_of(app, keep, runtime, &about)?;
+    let mut rerun = Rerun {
+        asked_bronze: true,
+        ..Rerun::default()
     };
-
-    let mut config = pipeline_config(&app.config);
-    // The remedy for `too_late`: here no bar has left the store.
-    config.retention_1m = i64::MAX / 4;
-    let topology = finlake_pipeline::build(&config, app.codec.clone())?;
-    let mut rerun = Rerun::default();
     let (mut silver, mut gold) = (Replayed::default(), Replayed::default());
     let progress = Progress::new(quiet, "replaying", "records", None);
-    for &p in &partitions {
+    let behind = until_closed(&tables, &partitions, &dates, longest_bar(app));
+    let mut feed = Feed {
+        app,
+        tables: &tables,
+        runtime,
+        days: begin..runtime.block_on(behind)?,
+        dates: &dates,
+        now: asked.now,
+        progress: &progress,
+        rerun: &mut rerun,
+    };
+    feed.partitions(&partitions, shadow.as_mut(), (&mut silver, &mut gold))?;
+    progress.done();
+    if !corrected.is_empty() {
+        let live = runtime.block_on(closes(&tables, days))?;
+        let replayed = corrected::closes([&silver.settled, &silver.last], DAILY);
+        corrected.follow(DAILY, longest, [&live, &replayed]);
+    }
+    only(&mut silver, &mut gold, &dates);
+    let (bars, metrics) = live_rows(app, &tables, runtime, asked, (&partitions, dates))?;
+    let mut sides = Sides {
+        bars,
+        metrics,
+        silver,
+        gold,
+    };
+    keys::narrow(&asked.keys, &mut sides)?;
+    rerun.compared(&sides);
+    rerun.set_apart(&corrected);
+    rerun.keep(shadow, [])?;
+    Ok(rerun)
+}
+
+/// What the tables hold of the range: bars and metrics.
+fn live_rows(
+    app: &App,
+    tables: &Tables,
+    runtime: &Handle,
+    asked: &Asked,
+    (partitions, dates): (&[i32], Range<i32>),
+) -> Result<(Rows, Rows)> {
+    let which = live::Which {
+        dates: Some(dates),
+        known: None,
+    };
+    let (mut bars, mut metrics) = runtime.block_on(async {
+        let bars = live::bars(&tables.silver, &which).await?;
+        let windows = &app.config.gold.windows;
+        anyhow::Ok((bars, live::metrics(&tables.gold, windows, &which).await?))
+    })?;
+    if matches!(asked.from, From::Offsets(_)) {
+        // Other partitions' keys are not asked for: those of these partitions are the ones that were fed.
+        let symbols = runtime.block_on(symbols(tables, partitions))?;
+        let mine = |key: &[u8]| symbols.iter().any(|s| key.starts_with(s));
+        bars.retain(|key, _| mine(key));
+        metrics.retain(|key, _| mine(key));
+    }
+    Ok((bars, metrics))
+}
+
+/// What Gold's windows reach back, in closes.
+fn longest(windows: &[i32]) -> usize {
+    let longest = windows.iter().copied().max().unwrap_or(1);
+    longest.max(1).unsigned_abs() as usize
+}
+
+/// The longest bar, in whole days.
+fn longest_bar(app: &App) -> i32 {
+    let lengths = app.config.stream.intervals.list().iter();
+    let longest = lengths.map(|i| i.length()).max().unwrap_or(DAY);
+    i32::try_from((longest + DAY - 1) / DAY).unwrap_or(1)
+}
+
+/// Refuses tables of input records that are behind what Silver reflects.
+fn current(tables: &Tables, corrections: &Pinned, partitions: &[i32]) -> Result<()> {
+    for &p in partitions {
         let (held, cut) = (tables.bronze.position(p), tables.silver.position(p));
         anyhow::ensure!(
             held.input_end >= cut.input_end,
@@ -91,17 +165,81 @@ pub fn range(
             held.input_end,
             cut.input_end
         );
-        let read = bronze::days(&tables.bronze, &app.codec, p, begin..dates.end);
-        let mut records = runtime.block_on(read)?;
-        records.retain(|r| r.offset < cut.input_end);
-        rerun.from_bronze += records.len() as u64;
-        let mut driver = driver(&topology, p)?;
+        let held = corrections.position(p);
+        anyhow::ensure!(
+            held.commit >= cut.commit,
+            "bronze.market_bars is at commit {} of partition {p} and Silver at {}: corrections may be missing from it. \
+             Run again when the sink has committed it",
+            held.commit,
+            cut.commit
+        );
+    }
+    Ok(())
+}
+
+/// Feeds the trades of the days to tasks that begin with nothing.
+struct Feed<'a> {
+    app: &'a App,
+    tables: &'a Tables,
+    runtime: &'a Handle,
+    /// Those fed, and of them those asked for.
+    days: Range<i32>,
+    dates: &'a Range<i32>,
+    now: i64,
+    progress: &'a Progress,
+    rerun: &'a mut Rerun,
+}
+
+impl Feed<'_> {
+    fn partitions(
+        &mut self,
+        partitions: &[i32],
+        mut shadow: Option<&mut Shadow>,
+        (silver, gold): (&mut Replayed, &mut Replayed),
+    ) -> Result<()> {
+        let mut config = pipeline_config(&self.app.config);
+        // The remedy for `too_late`: here no bar has left the store.
+        config.retention_1m = i64::MAX / 4;
+        let topology = finlake_pipeline::build(&config, self.app.codec.clone())?;
+        for &p in partitions {
+            let driver = driver(&topology, p)?;
+            let (bars, metrics) = self.partition(p, driver, shadow.as_deref_mut())?;
+            for (key, row) in bars {
+                let rows = if row.closed {
+                    &mut silver.settled
+                } else {
+                    &mut silver.last
+                };
+                rows.insert(key, row);
+            }
+            gold.settled.extend(metrics);
+        }
+        if let Some(shadow) = shadow {
+            let others = (0..self.app.config.kafka.partitions).filter(|p| !partitions.contains(p));
+            shadow.leave_out(&others.collect::<Vec<_>>(), self.now)?;
+        }
+        Ok(())
+    }
+
+    /// What one partition gives: bars and metrics.
+    fn partition(
+        &mut self,
+        p: i32,
+        mut driver: TestDriver<Market>,
+        shadow: Option<&mut Shadow>,
+    ) -> Result<(Rows, Rows)> {
+        let codec = &self.app.codec;
+        let end = self.tables.silver.position(p).input_end;
+        let read = bronze::days(&self.tables.bronze, codec, p, self.days.clone());
+        let mut records = self.runtime.block_on(read)?;
+        records.retain(|r| r.offset < end);
+        self.rerun.from_bronze += records.len() as u64;
         let (mut bars, mut metrics, mut latest) = (Rows::new(), Rows::new(), Latest::default());
         let mut take = |outputs: Vec<OutputRecord>| {
             if shadow.is_some() {
-                latest.take(&app.codec, &outputs)?;
+                latest.take(codec, &outputs)?;
             }
-            collect(&app.codec, outputs, Some(&mut bars), Some(&mut metrics))
+            collect(codec, outputs, Some(&mut bars), Some(&mut metrics))
         };
         let mut batch = RecordBatch::new();
         for chunk in records.chunks(CHUNK) {
@@ -114,47 +252,19 @@ pub fn range(
             driver.pipe_batch(&batch)?;
             driver.commit()?;
             take(driver.take_outputs())?;
-            rerun.records += chunk.len() as u64;
-            progress.add(chunk.len() as u64);
+            self.rerun.records += chunk.len() as u64;
+            self.progress.add(chunk.len() as u64);
         }
         driver.stop()?;
         take(driver.take_outputs())?;
-        if let Some(shadow) = &mut shadow {
-            latest.retain(|key| bar_of(key, &dates), |key| metrics_of(key, &dates));
+        if let Some(shadow) = shadow {
+            let dates = self.dates;
+            latest.retain(|key| bar_of(key, dates), |key| metrics_of(key, dates));
             shadow.begin(p)?;
-            shadow.versions(&latest, cut.input_end, asked.now)?;
+            shadow.versions(&latest, end, self.now)?;
         }
-        for (key, row) in bars {
-            let rows = if row.closed {
-                &mut silver.settled
-            } else {
-                &mut silver.last
-            };
-            rows.insert(key, row);
-        }
-        gold.settled.extend(metrics);
+        Ok((bars, metrics))
     }
-    if let Some(shadow) = &mut shadow {
-        let others = (0..app.config.kafka.partitions).filter(|p| !partitions.contains(p));
-        shadow.leave_out(&others.collect::<Vec<_>>(), asked.now)?;
-    }
-    progress.done();
-    let (mut bars, mut metrics) = runtime.block_on(async {
-        let bars = live::bars(&tables.silver, Some(&dates)).await?;
-        let metrics = live::metrics(&tables.gold, windows, Some(&dates)).await?;
-        anyhow::Ok((bars, metrics))
-    })?;
-    only(&mut silver, &mut gold, &dates);
-    if matches!(from, From::Offsets(_)) {
-        // Other partitions' keys are not asked for: those of these partitions are the ones that were fed.
-        let symbols = runtime.block_on(symbols(&tables, &partitions))?;
-        let mine = |key: &[u8]| symbols.iter().any(|s| key.starts_with(s));
-        bars.retain(|key, _| mine(key));
-        metrics.retain(|key, _| mine(key));
-    }
-    rerun.compared((&bars, &silver), (&metrics, &gold));
-    rerun.keep(shadow)?;
-    Ok(rerun)
 }
 
 /// What the tables of a shadow say about the range.
@@ -172,13 +282,10 @@ fn about(tables: &Tables, partitions: &[i32], dates: &Range<i32>) -> BTreeMap<St
 }
 
 /// `source:symbol:` of everything that Silver holds of these partitions.
-async fn symbols(
-    tables: &Tables,
-    partitions: &[i32],
-) -> Result<std::collections::BTreeSet<Vec<u8>>> {
-    let mut found = std::collections::BTreeSet::new();
+async fn symbols(tables: &Tables, partitions: &[i32]) -> Result<BTreeSet<Vec<u8>>> {
+    let mut found = BTreeSet::new();
     for &p in partitions {
-        let filter = Filter::all().partition(p).current().interval("1d");
+        let filter = Filter::all().partition(p).current().interval(DAILY);
         let scan = Scan::columns(&["source", "symbol"]).filter(filter);
         let batch = tables.silver.collect(&scan).await?;
         let (source, symbol) = (
@@ -186,10 +293,7 @@ async fn symbols(
             live::texts(&batch, "symbol")?,
         );
         for i in 0..batch.num_rows() {
-            let mut key = Vec::new();
-            finlake_schemas::keys::input(source.value(i), symbol.value(i), &mut key);
-            key.push(b':');
-            found.insert(key);
+            found.insert(instrument(source.value(i), symbol.value(i)));
         }
     }
     Ok(found)
@@ -234,7 +338,7 @@ async fn dates(tables: &Tables, from: &From, to: Option<i64>) -> Result<Range<i3
     };
     let newest = tables
         .silver
-        .collect(&Scan::columns(&["bar_end"]).filter(Filter::all().current().interval("1d")))
+        .collect(&Scan::columns(&["bar_end"]).filter(Filter::all().current().interval(DAILY)))
         .await?;
     let ends = live::column::<arrow::datatypes::TimestampMicrosecondType>(&newest, "bar_end")?;
     let Some(end) = ends.values().iter().copied().max() else {
@@ -252,11 +356,70 @@ async fn dates(tables: &Tables, from: &From, to: Option<i64>) -> Result<Range<i3
     Ok(day(start)..day(end - 1) + 1)
 }
 
+/// The day up to which trades are fed: so that the bars that begin on the last of the days are whole, and closed where the
+/// live ones are, which takes a later trade of their source in their partition.
+async fn until_closed(
+    tables: &Tables,
+    partitions: &[i32],
+    dates: &Range<i32>,
+    longest_bar: i32,
+) -> Result<i32> {
+    let first = dates.end.saturating_add(longest_bar - 1);
+    let mut end = first;
+    for &p in partitions {
+        let filter = Filter::all()
+            .current()
+            .interval(DAILY)
+            .partition(p)
+            .dates(first..LATEST);
+        let scan = Scan::columns(&["source", "trade_date"]).filter(filter);
+        let batch = tables.silver.collect(&scan).await?;
+        let source = live::texts(&batch, "source")?;
+        let date = live::column::<arrow::datatypes::Date32Type>(&batch, "trade_date")?;
+        let mut next: BTreeMap<&str, i32> = BTreeMap::new();
+        for i in 0..batch.num_rows() {
+            let first = next.entry(source.value(i)).or_insert(i32::MAX);
+            *first = date.value(i).min(*first);
+        }
+        end = end.max(next.into_values().max().map_or(end, |day| day + 1));
+    }
+    Ok(end)
+}
+
+/// The daily closes of these days: `source:symbol:` and day.
+async fn closes(tables: &Tables, days: Range<i32>) -> Result<BTreeSet<(Vec<u8>, i32)>> {
+    let filter = Filter::all()
+        .current()
+        .interval(DAILY)
+        .flag("retracted", false)
+        .dates(days);
+    let scan = Scan::columns(&["source", "symbol", "trade_date"]).filter(filter);
+    let batch = tables.silver.collect(&scan).await?;
+    let (source, symbol) = (
+        live::texts(&batch, "source")?,
+        live::texts(&batch, "symbol")?,
+    );
+    let date = live::column::<arrow::datatypes::Date32Type>(&batch, "trade_date")?;
+    let mut found = BTreeSet::new();
+    for i in 0..batch.num_rows() {
+        found.insert((instrument(source.value(i), symbol.value(i)), date.value(i)));
+    }
+    Ok(found)
+}
+
+/// `source:symbol:`.
+fn instrument(source: &str, symbol: &str) -> Vec<u8> {
+    let mut key = Vec::new();
+    finlake_schemas::keys::input(source, symbol, &mut key);
+    key.push(b':');
+    key
+}
+
 /// The first day of which the window needs the close: for each symbol `n` + 1 closes before `first`, the least of them.
 async fn closes_before(tables: &Tables, first: i32, n: usize) -> Result<i32> {
     let filter = Filter::all()
         .current()
-        .interval("1d")
+        .interval(DAILY)
         .dates(EARLIEST..first);
     let scan = Scan::columns(&["source", "symbol", "trade_date"]).filter(filter);
     let batch = tables.silver.collect(&scan).await?;

@@ -13,12 +13,14 @@ use finlake_topology::task::CommitKind;
 use finlake_topology::{OutputRecord, RecordBatch, TestDriver, TopicIdx, Topology};
 use tokio::runtime::Handle;
 
-use super::compare::{Difference, Replayed, Row, Rows, Tally, compare};
+use super::compare::{Difference, Row, Rows, Sides, Tally, compare, set_apart};
+use super::corrected::Corrected;
+use super::keys::{self, Wanted};
 use super::shadow::{self, Kept, Shadow};
 use super::topics::Cursor;
 use super::{bronze, live};
 use crate::app::App;
-use crate::output::Progress;
+use crate::output::{Progress, format_instant};
 
 /// Records per batch, and per commit where no ledger says otherwise.
 pub(super) const CHUNK: usize = 20_000;
@@ -32,6 +34,8 @@ pub struct Rerun {
     pub records: u64,
     /// Of them, read from Bronze.
     pub from_bronze: u64,
+    /// Bronze was asked for records, whether it had them or not.
+    pub asked_bronze: bool,
     pub silver: Tally,
     pub gold: Tally,
     /// Silver's, in order of key.
@@ -48,23 +52,30 @@ impl Rerun {
         self.silver.different == 0 && self.gold.different == 0
     }
 
-    pub(super) fn compared(&mut self, silver: (&Rows, &Replayed), gold: (&Rows, &Replayed)) {
-        (self.silver, self.silver_differences) = compare(silver.0, silver.1);
-        (self.gold, self.gold_differences) = compare(gold.0, gold.1);
+    pub(super) fn compared(&mut self, sides: &Sides) {
+        (self.silver, self.silver_differences) = compare(&sides.bars, &sides.silver);
+        (self.gold, self.gold_differences) = compare(&sides.metrics, &sides.gold);
+    }
+
+    /// Counts apart what was corrected.
+    pub(super) fn set_apart(&mut self, corrected: &Corrected) {
+        let silver = (&mut self.silver, self.silver_differences.as_mut_slice());
+        set_apart(silver, |key| corrected.has_bar(key));
+        let gold = (&mut self.gold, self.gold_differences.as_mut_slice());
+        set_apart(gold, |key| corrected.has_metrics(key));
     }
 
     /// Ends a shadow, once it is known what differs.
-    pub(super) fn keep(&mut self, shadow: Option<Shadow>) -> Result<()> {
+    pub(super) fn keep(
+        &mut self,
+        shadow: Option<Shadow>,
+        about: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<()> {
         if let Some(shadow) = shadow {
-            let found = |t: &Tally| {
-                format!(
-                    "{} equal, {} pending, {} different",
-                    t.equal, t.pending, t.different
-                )
-            };
-            let about = [("silver", &self.silver), ("gold", &self.gold)];
-            let about = about.map(|(layer, tally)| (layer.to_owned(), found(tally)));
-            self.kept = shadow.finish(BTreeMap::from(about))?;
+            let found = [("silver", &self.silver), ("gold", &self.gold)];
+            let found = found.map(|(layer, tally)| (layer.to_owned(), tally.to_string()));
+            let about = found.into_iter().chain(about).collect();
+            self.kept = shadow.finish(about)?;
         }
         Ok(())
     }
@@ -94,44 +105,46 @@ impl Tables {
     }
 }
 
+/// What of the whole is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Whole {
+    /// System time, µs: only the commits up to it, compared with what was known then.
+    pub until: Option<i64>,
+    /// Only these keys are compared; none: all.
+    pub keys: Vec<Wanted>,
+}
+
 /// Replays everything up to what the tables hold, commit by commit as the ledger has it; into the shadow, if there is
 /// one, just these commits.
 ///
 /// # Errors
-/// Kafka, catalog or storage; input that neither the topic nor Bronze holds.
+/// Kafka, catalog or storage; input that neither the topic nor Bronze holds; no commit is as old as asked.
 pub fn whole(
     app: &App,
     lake: &Lakehouse,
     keep: Option<&Lakehouse>,
     runtime: &Handle,
+    asked: &Whole,
     quiet: bool,
 ) -> Result<Rerun> {
     let tables = runtime.block_on(Tables::open(lake))?;
-    let cuts = |pinned: &Pinned| {
-        let commits = (0..app.config.kafka.partitions).map(|p| (p, pinned.position(p).commit));
-        shadow::positions(commits)
+    let range = match asked.until {
+        Some(at) => format!("all known at {}", format_instant(at)),
+        None => "all".to_owned(),
     };
     let about = BTreeMap::from([
-        ("range".to_owned(), "all".to_owned()),
-        ("silver-commits".to_owned(), cuts(&tables.silver)),
-        ("gold-commits".to_owned(), cuts(&tables.gold)),
+        ("range".to_owned(), range),
         ("compared-with".to_owned(), tables.named()),
     ]);
-    let mut shadow = match keep {
-        Some(keep) => Some(Shadow::open(keep, app.codec.clone(), runtime, &about)?),
-        None => None,
-    };
+    let mut shadow = shadow_of(app, keep, runtime, &about)?;
     let mut rerun = Rerun::default();
-    let (mut silver, mut gold) = (Replayed::default(), Replayed::default());
+    let mut sides = Sides::default();
     let partitions = 0..app.config.kafka.partitions;
     let total = partitions.clone().map(|p| tables.silver.position(p));
     let total: i64 = total.map(|at| at.input_end).sum();
-    let progress = Progress::new(
-        quiet,
-        "replaying",
-        "records",
-        Some(total.max(0).unsigned_abs()),
-    );
+    let total = asked.until.is_none().then(|| total.max(0).unsigned_abs());
+    let progress = Progress::new(quiet, "replaying", "records", total);
+    let mut cuts: [BTreeMap<i32, i64>; 2] = Default::default();
     for p in partitions {
         let mut replay = Partition {
             app,
@@ -141,17 +154,46 @@ pub fn whole(
             number: p,
             rerun: &mut rerun,
         };
-        replay.whole(&mut silver, &mut gold, shadow.as_mut())?;
+        let reached = replay.whole(&mut sides, shadow.as_mut(), asked.until)?;
+        for (cuts, commit) in cuts.iter_mut().zip(reached) {
+            cuts.insert(p, commit);
+        }
     }
     progress.done();
+    if let Some(at) = asked.until {
+        let reached = cuts.iter().flat_map(BTreeMap::values).any(|c| *c > 0);
+        let at = format_instant(at);
+        anyhow::ensure!(
+            reached,
+            "no commit of the ledger is as old as {at}: nothing was known then"
+        );
+    }
+    let which = live::Which {
+        dates: None,
+        known: asked.until,
+    };
     let windows = &app.config.gold.windows;
-    let (bars, metrics) = runtime.block_on(async {
-        let bars = live::bars(&tables.silver, None).await?;
-        anyhow::Ok((bars, live::metrics(&tables.gold, windows, None).await?))
+    (sides.bars, sides.metrics) = runtime.block_on(async {
+        let bars = live::bars(&tables.silver, &which).await?;
+        anyhow::Ok((bars, live::metrics(&tables.gold, windows, &which).await?))
     })?;
-    rerun.compared((&bars, &silver), (&metrics, &gold));
-    rerun.keep(shadow)?;
+    keys::narrow(&asked.keys, &mut sides)?;
+    rerun.compared(&sides);
+    let [silver, gold] = cuts.map(|of| shadow::positions(of.into_iter()));
+    let about = [("silver-commits", silver), ("gold-commits", gold)];
+    rerun.keep(shadow, about.map(|(name, cut)| (name.to_owned(), cut)))?;
     Ok(rerun)
+}
+
+/// A shadow in this lakehouse, if there is one.
+pub(super) fn shadow_of(
+    app: &App,
+    keep: Option<&Lakehouse>,
+    runtime: &Handle,
+    about: &BTreeMap<String, String>,
+) -> Result<Option<Shadow>> {
+    let open = |lake| Shadow::open(lake, app.codec.clone(), runtime, about);
+    keep.map(open).transpose()
 }
 
 struct Partition<'a> {
@@ -164,19 +206,28 @@ struct Partition<'a> {
 }
 
 impl Partition<'_> {
+    /// The commits that were replayed of Silver and of Gold.
     fn whole(
         &mut self,
-        silver: &mut Replayed,
-        gold: &mut Replayed,
+        sides: &mut Sides,
         mut shadow: Option<&mut Shadow>,
-    ) -> Result<()> {
+        until: Option<i64>,
+    ) -> Result<[i64; 2]> {
         let app = self.app;
         let cuts = [&self.tables.silver, &self.tables.gold].map(|t| t.position(self.number).commit);
         let last = cuts[0].max(cuts[1]);
         if last == 0 {
-            return Ok(());
+            return Ok(cuts);
         }
         let entries = self.entries(last)?;
+        // Later ones only tell whether a stop has begun.
+        let known = |e: &LedgerEntry| until.is_none_or(|at| e.system_time <= at);
+        let wanted = entries.partition_point(known);
+        let reached = wanted.checked_sub(1).map_or(0, |i| entries[i].commit);
+        let cuts = cuts.map(|cut| cut.min(reached));
+        if reached == 0 {
+            return Ok(cuts);
+        }
         let mut inputs = [
             Input::open(app, topics::TICKS, self.number)?,
             Input::open(app, topics::BARS, self.number)?,
@@ -186,7 +237,7 @@ impl Partition<'_> {
         if let Some(shadow) = &mut shadow {
             shadow.begin(self.number)?;
         }
-        for (i, entry) in entries.iter().enumerate() {
+        for (i, entry) in entries.iter().enumerate().take(wanted) {
             driver.set_now(entry.system_time);
             for (idx, input) in inputs.iter_mut().enumerate() {
                 let range = entry.inputs.iter().find(|r| r.topic == input.topic);
@@ -208,15 +259,16 @@ impl Partition<'_> {
             collect(
                 &app.codec,
                 outputs,
-                (entry.commit <= cuts[0]).then_some(&mut silver.settled),
-                (entry.commit <= cuts[1]).then_some(&mut gold.settled),
+                (entry.commit <= cuts[0]).then_some(&mut sides.silver.settled),
+                (entry.commit <= cuts[1]).then_some(&mut sides.gold.settled),
             )?;
         }
         // What a stop at the cut gives is in no commit of the ledger, and in no shadow.
         driver.stop()?;
         let outputs = driver.take_outputs();
-        let (bars, metrics) = (&mut silver.last, &mut gold.last);
-        collect(&app.codec, outputs, Some(bars), Some(metrics))
+        let (bars, metrics) = (&mut sides.silver.last, &mut sides.gold.last);
+        collect(&app.codec, outputs, Some(bars), Some(metrics))?;
+        Ok(cuts)
     }
 
     /// The ledger up to commit `last`, which must begin with commit 1.
@@ -269,6 +321,7 @@ impl Partition<'_> {
                 let (key, value) = (r.key.as_deref(), r.value.as_deref());
                 batch.push(topic, self.number, r.offset, r.timestamp_ms, key, value);
             }
+            self.rerun.asked_bronze = true;
             self.rerun.from_bronze += records.len() as u64;
             self.pipe(driver, batch)?;
             at = end;

@@ -253,10 +253,14 @@ impl Metrics {
         })
     }
 
-    /// The audit has checked an entry.
-    pub fn audit_entry(&self, partition: i32, commit: i64) {
+    /// The audit has checked so many entries more.
+    pub fn audit_read(&self, entries: u64) {
         let none: [&str; 0] = [];
-        self.audit_entries.with_label_values(&none).inc();
+        self.audit_entries.with_label_values(&none).inc_by(entries);
+    }
+
+    /// Number of the last entry of a partition that the audit has checked.
+    pub fn audit_commit(&self, partition: i32, commit: i64) {
         let partition = partition.to_string();
         self.audit_commit
             .with_label_values(&[&partition])

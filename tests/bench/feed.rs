@@ -1,5 +1,6 @@
 //! A fast producer of generated trades: one thread, values encoded as ingest encodes them, partition by murmur2.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use finlake::generate::{GeneratedTrade, Market, MarketSpec, Segment};
@@ -12,16 +13,72 @@ use crate::harness::{Kafka, secs};
 /// 2026-02-02T00:00:00Z.
 pub const START: i64 = 1_769_990_400_000_000;
 
+/// One trade in so many comes late, and one in so many is sent twice.
+const ONE_IN: u64 = 200;
+/// Trades between the two copies.
+const APART: u64 = 10_000;
+const MINUTE: i64 = 60_000_000;
+
+/// The market's trades as they are sent.
+struct Arrivals {
+    market: Market,
+    /// In order, each once; else some late and some twice, the same ones every time.
+    orderly: bool,
+    made: u64,
+    /// Copies to come, with the number of trades after which.
+    copies: VecDeque<(u64, GeneratedTrade)>,
+}
+
+impl Arrivals {
+    fn new(market: Market, orderly: bool) -> Arrivals {
+        Arrivals {
+            market,
+            orderly,
+            made: 0,
+            copies: VecDeque::new(),
+        }
+    }
+}
+
+/// By how much the n-th late trade is late: 1, 2, 4 … 256 minutes, as far as the market goes back.
+fn lateness(n: u64, time: i64) -> i64 {
+    (MINUTE << (n % 9)).min(time - START)
+}
+
+impl Iterator for Arrivals {
+    type Item = GeneratedTrade;
+
+    fn next(&mut self) -> Option<GeneratedTrade> {
+        if self.copies.front().is_some_and(|(at, _)| *at <= self.made) {
+            return self.copies.pop_front().map(|(_, trade)| trade);
+        }
+        let Some(mut trade) = self.market.next() else {
+            return self.copies.pop_front().map(|(_, trade)| trade);
+        };
+        self.made += 1;
+        if self.orderly {
+            return Some(trade);
+        }
+        match self.made % ONE_IN {
+            // Its time is an earlier one; its id is the next, so that no id is missing meanwhile.
+            0 => trade.trade_time -= lateness(self.made / ONE_IN, trade.trade_time),
+            1 => self.copies.push_back((self.made + APART, trade)),
+            _ => {}
+        }
+        Some(trade)
+    }
+}
+
 /// A market of trades, and the producer that sends it.
 pub struct Feed {
-    market: std::iter::Peekable<Market>,
+    market: std::iter::Peekable<Arrivals>,
     names: Vec<String>,
     keys: Vec<Vec<u8>>,
     /// Partition of each symbol.
     pub partitions: Vec<i32>,
     producer: BaseProducer,
     value: Vec<u8>,
-    /// Trades handed to the producer.
+    /// Trades handed to the producer, copies among them.
     pub sent: u64,
 }
 
@@ -36,17 +93,33 @@ pub struct Spec {
     pub linger_ms: u32,
 }
 
-impl Feed {
-    pub fn new(kafka: &Kafka, partitions: i32, spec: Spec) -> Feed {
-        let market = Market::new(MarketSpec {
+impl Spec {
+    fn market(self) -> Market {
+        Market::new(MarketSpec {
             seed: 42,
-            symbols: spec.symbols,
+            symbols: self.symbols,
             segments: vec![Segment {
                 start: START,
-                span: (spec.trades / spec.density) as i64 * 1_000_000,
-                trades: spec.trades,
+                span: (self.trades / self.density) as i64 * 1_000_000,
+                trades: self.trades,
             }],
-        });
+        })
+    }
+}
+
+impl Feed {
+    /// Trades in order of time, each once.
+    pub fn new(kafka: &Kafka, partitions: i32, spec: Spec) -> Feed {
+        Feed::of(kafka, partitions, spec, true)
+    }
+
+    /// One in a hundred is late by minutes to hours, or sent twice.
+    pub fn disorderly(kafka: &Kafka, partitions: i32, spec: Spec) -> Feed {
+        Feed::of(kafka, partitions, spec, false)
+    }
+
+    fn of(kafka: &Kafka, partitions: i32, spec: Spec, orderly: bool) -> Feed {
+        let market = spec.market();
         let names = market.symbols().to_vec();
         let keys: Vec<Vec<u8>> = names
             .iter()
@@ -62,7 +135,7 @@ impl Feed {
             .unwrap();
         Feed {
             partitions: keys.iter().map(|k| partition(k, partitions)).collect(),
-            market: market.peekable(),
+            market: Arrivals::new(market, orderly).peekable(),
             names,
             keys,
             producer,
@@ -180,6 +253,44 @@ fn murmur2(data: &[u8]) -> u32 {
     }
     h = (h ^ (h >> 13)).wrapping_mul(M);
     h ^ (h >> 15)
+}
+
+#[test]
+fn one_in_a_hundred_is_late_or_comes_twice_and_no_id_is_missing() {
+    let spec = Spec {
+        symbols: 3,
+        trades: 100_000,
+        density: 4,
+        linger_ms: 0,
+    };
+    let all: Vec<GeneratedTrade> = Arrivals::new(spec.market(), false).collect();
+    let again: Vec<GeneratedTrade> = Arrivals::new(spec.market(), false).collect();
+    assert_eq!(all, again);
+    let mut next = [None; 3];
+    let (mut stream, mut twice) = (START, 0);
+    let mut late = Vec::new();
+    for trade in &all {
+        let next = next[trade.symbol].get_or_insert(trade.trade_id);
+        if trade.trade_id < *next {
+            twice += 1;
+            continue;
+        }
+        assert_eq!(trade.trade_id, *next);
+        *next += 1;
+        if trade.trade_time < stream {
+            late.push((stream - trade.trade_time) / MINUTE);
+        }
+        stream = stream.max(trade.trade_time);
+        assert!(trade.trade_time >= START);
+    }
+    assert_eq!((all.len(), twice), (100_500, 500));
+    assert!((490..=500).contains(&late.len()), "{}", late.len());
+    let hours = late.iter().filter(|m| **m >= 120).count();
+    let minutes = late.iter().filter(|m| **m < 10).count();
+    assert!(hours > 50 && minutes > 100, "{hours}, {minutes}");
+
+    let orderly: Vec<GeneratedTrade> = Arrivals::new(spec.market(), true).collect();
+    assert_eq!(orderly, spec.market().collect::<Vec<_>>());
 }
 
 #[test]

@@ -97,6 +97,14 @@ fn life_of_breaks(kills: u64) {
     let kinds = "select found_by, kind, layer, split_part(cause, ':', 1), count(*) from quality.breaks group by 1, 2, 3, 4";
     let kinds = ask(&side.data(), kinds);
     assert_eq!(statuses(side), [format!("opened,{all}")], "{kinds:#?}");
+    // The audit's names the snapshot, and what it took: nothing that was not there before.
+    let audits = "select break_key, expected from quality.breaks where found_by = 'audit'";
+    let audits = ask(&side.data(), audits);
+    assert!(audits[0].starts_with("silver.market_ohlcv@"), "{audits:?}");
+    assert!(
+        audits[0].ends_with(",0 rows more: no new commit"),
+        "{audits:?}"
+    );
     histories(side);
 
     // Explained; nobody opens it again.

@@ -3,8 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use finlake::demo::market::Message;
 use finlake::ingest::{KafkaOut, Out};
-use finlake_schemas::{Assertion, BarContent, Dec8, Dec16, LedgerEntry, topics};
+use finlake::output::format_instant;
+use finlake_devkafka::DevKafka;
+use finlake_schemas::{Assertion, BarContent, Dec8, Dec16, LedgerEntry, Tick, topics};
+use serde_json::Value;
 
 use crate::exact::{World, market};
 use crate::harness::{Kafka, secs};
@@ -282,4 +286,200 @@ fn corrections_are_applied_once_whatever_dies() {
     assert_eq!(applied, rows.len() as i64);
     assert_eq!(held, rows.len() as i64);
     assert_eq!(rejected, stale as i64 + 1);
+}
+
+/// The last minute of a day.
+const LAST: i64 = 1_767_571_200_000_000 + 86_400_000_000 - 60_000_000;
+
+/// A trade of one unit, so many seconds into that minute.
+fn trade(world: &World, id: i64, second: i64, price: i64) -> Message {
+    let tick = Tick {
+        source: "sim",
+        symbol: "PAST-USD",
+        trade_id: id,
+        price: Dec8(i128::from(price) * 100_000_000),
+        quantity: Dec8(100_000_000),
+        trade_time: LAST + second * 1_000_000,
+        event_time: None,
+        buyer_maker: None,
+        ingest_time: None,
+        first_trade_id: None,
+        last_trade_id: None,
+    };
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    tick.key(&mut key);
+    world.codec.encode_tick(&tick, 2, &mut value).unwrap();
+    Message { key, value }
+}
+
+/// Versions of a key as the command lists them.
+fn history(world: &World, key: &str) -> Vec<Value> {
+    let ran = world.finlake("a").args(["history", key, "-o", "json"]);
+    let json = ran.run(secs(60)).ok().json();
+    json["rows"].as_array().unwrap().clone()
+}
+
+/// These columns of a version, as text, whole numbers without a point.
+fn cells(version: &Value, columns: &str) -> String {
+    let cell = |name: &str| match &version[name] {
+        Value::String(text) => text.replace(".00000000", ""),
+        other => other.to_string(),
+    };
+    columns.split(' ').map(cell).collect::<Vec<_>>().join(" ")
+}
+
+/// Asserts that each but the last was superseded by the next; when and how the last one ended.
+fn ended(versions: &[Value]) -> Vec<String> {
+    let by = |next: &Value| {
+        format!(
+            "superseded by the version of {}",
+            next["sys_from"].as_str().unwrap()
+        )
+    };
+    for pair in versions.windows(2) {
+        assert_eq!(pair[0]["sys_to"], pair[1]["sys_from"]);
+        assert_eq!(pair[0]["ended"], by(&pair[1]));
+    }
+    let last = &versions[versions.len() - 1];
+    ["sys_to", "ended"]
+        .map(|name| last[name].as_str().unwrap().to_owned())
+        .to_vec()
+}
+
+/// The first such entry of the ledger.
+fn entry(world: &World, which: impl Fn(&LedgerEntry) -> bool) -> LedgerEntry {
+    let all = world.read(topics::LEDGER).into_iter();
+    let mut all = all.map(|(r, _)| world.codec.decode_ledger(&r.value).unwrap());
+    all.find(which).expect("such a commit")
+}
+
+/// A version's time and input positions are those of the commit that it names, and its record lies where it says.
+fn traced(world: &World, topic: &str, version: &Value) -> Vec<u8> {
+    let e = entry(world, |e| {
+        let at = (&version["kafka_partition"], &version["commit"]);
+        (&e.task.into(), &e.commit.into()) == at
+    });
+    assert_eq!(
+        version["sys_from"],
+        format_instant(e.system_time),
+        "{version}"
+    );
+    for (input, column) in [
+        (topics::TICKS, "ticks_offset"),
+        (topics::BARS, "bars_offset"),
+    ] {
+        let range = e.inputs.iter().find(|i| i.topic == input).unwrap();
+        assert_eq!(version[column], range.end, "{version}");
+    }
+    let all = world.read(topic).into_iter().map(|(record, _)| record);
+    let mut here = all.filter(|r| {
+        let at = (&version["kafka_partition"], &version["kafka_offset"]);
+        (&r.partition.into(), &r.offset.into()) == at
+    });
+    here.next().expect("its record").value
+}
+
+/// The minute: two late trades, an assertion between them, and at last a retraction.
+fn of_the_minute(world: &World) {
+    let bar = history(world, &format!("sim:PAST-USD:1m:{LAST}"));
+    let held = "revision stage open high low close volume trade_count ticks_offset bars_offset";
+    let said: Vec<String> = bar.iter().map(|v| cells(v, held)).collect();
+    let expected = [
+        "0 closed 100 110 100 110 2 2 3 0",
+        "1 closed 100 110 90 90 3 3 4 0",
+        "2 closed 100 111 90 90 3 3 4 1",
+        "3 closed 100 130 90 130 4 4 5 1",
+    ];
+    assert_eq!(said, expected);
+    for v in &bar {
+        let value = traced(world, topics::OHLCV, v);
+        let b = world.codec.decode_bar(&value).unwrap();
+        assert_eq!((b.bar_interval, b.bar_start), ("1m", LAST));
+        assert_eq!(v["close"], format!("{:#}", b.close));
+        assert_eq!(
+            (&v["revision"], &v["commit"]),
+            (&b.revision.into(), &b.commit.into())
+        );
+    }
+    // The commit that took the retraction in, the third record of its topic.
+    let taken = entry(world, |e| {
+        let mut bars = e.inputs.iter().filter(|i| i.topic == topics::BARS);
+        bars.any(|i| (i.start..i.end).contains(&2))
+    });
+    assert_eq!(
+        ended(&bar),
+        [format_instant(taken.system_time), "retracted".to_owned()]
+    );
+}
+
+/// Its day sees the late trades alone.
+fn of_the_day(world: &World) {
+    let day = history(world, "sim:PAST-USD:2026-01-05");
+    let held = "revision close observations return_1 ticks_offset bars_offset";
+    let said: Vec<String> = day.iter().map(|v| cells(v, held)).collect();
+    assert_eq!(
+        said,
+        ["0 110 0 null 3 0", "1 90 0 null 4 0", "2 130 0 null 5 1"]
+    );
+    for v in &day {
+        let value = traced(world, topics::METRICS, v);
+        let m = world.codec.decode_metrics(&value).unwrap();
+        assert_eq!(
+            (m.symbol, format!("{:#}", m.close)),
+            ("PAST-USD", v["close"].as_str().unwrap().to_owned())
+        );
+    }
+    assert_eq!(ended(&day), ["9999-12-31T00:00:00.000000Z", "current"]);
+}
+
+/// A bar and a day that late trades correct, and the bar also people: what each version held, from which inputs it came,
+/// what ended it, and by which commit.
+#[test]
+fn history_tells_what_each_version_held_and_what_ended_it() {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,1h,1d");
+    world.create_topics();
+    let trades = |all: &[(i64, i64, i64)]| {
+        let all: Vec<_> = all
+            .iter()
+            .map(|(id, s, price)| trade(&world, *id, *s, *price))
+            .collect();
+        world.produce(&all);
+        world.finish("a");
+    };
+    let assert = |corrections: &[(u8, bool, bool)]| {
+        let row = &closed_minutes(&world)[0];
+        assert_eq!(row.start, LAST);
+        let record = |(id, retracted, stale): &(u8, bool, bool)| {
+            correction(&world, row, *id, *retracted, *stale).1
+        };
+        send(&world, &corrections.iter().map(record).collect::<Vec<_>>());
+        world.finish("a");
+    };
+    trades(&[(1, 0, 100), (2, 30, 110), (3, 300, 105)]);
+    trades(&[(4, 45, 90)]);
+    assert(&[(1, false, false)]);
+    trades(&[(5, 50, 130)]);
+    assert(&[(2, false, true), (3, true, false)]);
+
+    of_the_minute(&world);
+    of_the_day(&world);
+
+    let never = world
+        .finlake("a")
+        .args(["history", "sim:PAST-USD:1m:0"])
+        .run(secs(60));
+    assert_eq!(never.code, 1, "{}", never.stderr);
+    assert!(
+        never.stderr.contains("silver.market_ohlcv never held"),
+        "{}",
+        never.stderr
+    );
+    // What the correction of a version that never was came to.
+    let letters = world.finlake("a").args(["dlq", "list"]).run(secs(60)).ok();
+    assert!(
+        letters.stdout.contains("stale_assertion"),
+        "{}",
+        letters.stdout
+    );
 }

@@ -8,6 +8,7 @@ mod asof;
 mod breaks;
 mod capture;
 mod clean;
+mod config_change;
 mod corrections;
 mod exact;
 mod faults;

@@ -143,6 +143,17 @@ fn told(json: &serde_json::Value, kind: &str, topic: &str) -> usize {
     .count()
 }
 
+/// The second row with another revision.
+fn revised(rows: &RecordBatch) -> RecordBatch {
+    let at = rows.schema().index_of("revision").unwrap();
+    let before = rows.column(at).as_primitive::<Int32Type>();
+    let changed = before.values().iter().enumerate();
+    let changed = changed.map(|(n, v)| if n == 1 { v + 7 } else { *v });
+    let mut columns = rows.columns().to_vec();
+    columns[at] = Arc::new(Int32Array::from_iter_values(changed));
+    RecordBatch::try_new(rows.schema(), columns).unwrap()
+}
+
 /// A table that was edited, row by row against its topic: kind, key, and that it was an edit.
 #[test]
 fn an_edited_table_is_told_by_its_topic() {
@@ -154,15 +165,7 @@ fn an_edited_table_is_told_by_its_topic() {
         let clean = left.reconcile(&[]);
         assert_eq!(clean.code, 0, "{}\n{}", clean.stdout, clean.stderr);
         // A value that recomputation does not look at.
-        left.tamper(table, |rows| {
-            let at = rows.schema().index_of("revision").unwrap();
-            let before = rows.column(at).as_primitive::<Int32Type>();
-            let changed = before.values().iter().enumerate();
-            let changed = changed.map(|(n, v)| if n == 1 { v + 7 } else { *v });
-            let mut columns = rows.columns().to_vec();
-            columns[at] = Arc::new(Int32Array::from_iter_values(changed));
-            RecordBatch::try_new(rows.schema(), columns).unwrap()
-        });
+        left.tamper(table, revised);
         let json = left.reconcile(&["--report-only"]).json();
         assert_eq!(told(&json, "VALUE_DRIFT", topic), 1, "{json:#}");
         assert_eq!(json["breaks"], 1, "{json:#}");
@@ -187,6 +190,94 @@ fn an_edited_table_is_told_by_its_topic() {
         assert!(!all.iter().any(record), "{json:#}");
         assert_eq!(told(&json, "MISSING", topic), 0, "{json:#}");
     }
+}
+
+const COLUMNS: [&str; 9] = [
+    "break", "kind", "severity", "layer", "key", "cause", "expected", "actual", "detail",
+];
+
+/// Cells of a table for people: columns begin below their names.
+fn aligned(table: &str) -> Vec<Vec<String>> {
+    let lines: Vec<Vec<char>> = table.lines().map(|l| l.chars().collect()).collect();
+    assert!(lines[1].iter().all(|c| "─ ".contains(*c)), "{table}");
+    let mut starts = vec![0];
+    starts.extend((2..lines[1].len()).filter(|n| lines[1][n - 1] == ' ' && lines[1][*n] == '─'));
+    let row = |line: &Vec<char>| {
+        let ends = starts[1..].iter().copied().chain([usize::MAX]);
+        let cell = |(from, to): (&usize, usize)| {
+            let chars = line.iter().take(to).skip(*from);
+            chars.collect::<String>().trim_end().to_owned()
+        };
+        starts.iter().zip(ends).map(cell).collect()
+    };
+    let (head, rows) = (&lines[0], &lines[2..]);
+    [head].into_iter().chain(rows).map(row).collect()
+}
+
+/// The same breaks in each format; nothing but whole lines of text where no terminal is.
+#[test]
+fn a_report_says_the_same_in_each_format() {
+    let left = Left::by(&["--trades", "4000", "--symbols", "2"]);
+    left.tamper(Table::Ohlcv, revised);
+    let run = |args: &[&str]| {
+        let ran = left.finlake(&[&["reconcile", "--report-only"], args].concat());
+        assert_eq!(ran.code, 1, "{}\n{}", ran.stdout, ran.stderr);
+        ran
+    };
+    let json = run(&["--output", "json"]);
+    let report = json.json();
+    let rows = report["rows"].as_array().unwrap();
+    let cell =
+        |row: &serde_json::Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let mut expected = vec![COLUMNS.map(str::to_owned).to_vec()];
+    expected.extend(
+        rows.iter()
+            .map(|row| COLUMNS.map(|name| cell(row, name)).to_vec()),
+    );
+    assert!(
+        !rows.is_empty()
+            && rows
+                .iter()
+                .all(|row| row.as_object().unwrap().len() == COLUMNS.len())
+    );
+    let commas = expected[1..].iter().flatten().any(|c| c.contains(','));
+    assert!(commas, "something to quote: {expected:?}");
+
+    assert_eq!(aligned(&run(&["--output", "table"]).stdout), expected);
+    // Also what a pipe gets.
+    for args in [&["--output", "csv"][..], &[]] {
+        let ran = run(args);
+        let mut reader = csv::ReaderBuilder::new();
+        let mut reader = reader.has_headers(false).from_reader(ran.stdout.as_bytes());
+        let read: Vec<Vec<String>> = reader.deserialize().map(Result::unwrap).collect();
+        assert_eq!(read, expected);
+    }
+
+    let lines: Vec<&str> = json.stderr.lines().collect();
+    assert!(!json.stderr.contains(['\r', '\u{1b}']), "{:?}", json.stderr);
+    assert!(!json.stderr.contains("comparing"), "a bar: {}", json.stderr);
+    let said = |line: String| assert!(lines.contains(&line.as_str()), "{line}: {}", json.stderr);
+    for (layer, n) in report["compared_rows"].as_object().unwrap() {
+        said(format!("{layer}: {n} rows compared"));
+    }
+    for v in report["validators"].as_array().unwrap() {
+        let (rule, of) = (v["rule"].as_str().unwrap(), &v["of"]);
+        let (value, limit) = (v["value"].as_f64().unwrap(), v["limit"].as_f64().unwrap());
+        said(format!(
+            "{rule} = {value} (at most {limit}): passed, of {of}"
+        ));
+    }
+    said("1 material VALUE_DRIFT".to_owned());
+    assert_eq!(run(&["--quiet"]).stderr, "");
+
+    // Breaks, and something that was not looked at: breaks, and both are said.
+    let half = left.asking(
+        "http://127.0.0.1:9",
+        &["reconcile", "--quiet", "--report-only", "-o", "json"],
+    );
+    assert_eq!(half.code, 1, "{}\n{}", half.stdout, half.stderr);
+    assert_eq!(half.json()["breaks"], 1, "{}", half.stdout);
+    assert!(half.stderr.contains("could not check: "), "{}", half.stderr);
 }
 
 /// The registry as it stands is one of the three schemas that are compared.

@@ -1,11 +1,24 @@
 //! Looking back: replays of what was processed, tables rebuilt from their topics, the remedy for trades that came too
 //! late, a reset. On the embedded broker; exact.rs does the same on what kills and zombies left on Apache Kafka.
 
+mod apply;
+mod part;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, Decimal128Array};
+use arrow::compute::concat_batches;
+use arrow::datatypes::Decimal128Type;
+use arrow::record_batch::RecordBatch;
 use finlake::demo::market::Message;
 use finlake_devkafka::DevKafka;
+use finlake_lakehouse::faults::tamper;
+use finlake_lakehouse::{Filter, LakeConfig, Lakehouse, Scan, Table};
 use finlake_schemas::{Dec8, Tick, topics};
+use futures::TryStreamExt;
 
-use crate::exact::{World, market};
+use crate::exact::{PARTITIONS, World, market};
 use crate::harness::{Ran, secs};
 use crate::rows;
 
@@ -166,6 +179,86 @@ fn a_trade_too_late_for_its_minute_is_put_right_by_a_replay() {
     world.replays();
 }
 
+/// Changes rows of a table behind FinLake's back: `change` gets the file of the row that `which` finds, and its number.
+fn damage(
+    data: &Path,
+    table: Table,
+    which: Filter,
+    change: fn(&RecordBatch, usize) -> RecordBatch,
+) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let config = LakeConfig {
+            kafka_partitions: PARTITIONS,
+            ..LakeConfig::local(data)
+        };
+        let lake = Lakehouse::open(config).await.unwrap();
+        let pinned = lake.snapshot(table).await.unwrap();
+        let scan = Scan::columns(&["kafka_offset"]).filter(which);
+        let found: Vec<_> = pinned
+            .scan(&scan)
+            .await
+            .unwrap()
+            .try_collect()
+            .await
+            .unwrap();
+        let found = found.iter().find(|b| b.batch.num_rows() > 0).unwrap();
+        let row = found.row_numbers()[0] as usize;
+        let changed = |rows| Ok(change(&rows, row));
+        tamper(&lake, table, &found.file, changed).await.unwrap();
+    });
+}
+
+/// The bar that begins then, of one minute.
+fn minute(start: i64) -> Filter {
+    let filter = Filter::all().current().interval("1m");
+    filter.between("bar_start", start..start + 1)
+}
+
+/// The high is one more.
+fn higher(rows: &RecordBatch, row: usize) -> RecordBatch {
+    let at = rows.schema().index_of("high").unwrap();
+    let before = rows.column(at).as_primitive::<Decimal128Type>();
+    let more = |(n, v): (usize, &i128)| if n == row { v + 100_000_000 } else { *v };
+    let after = Decimal128Array::from_iter_values(before.values().iter().enumerate().map(more));
+    let mut columns = rows.columns().to_vec();
+    columns[at] = Arc::new(after.with_data_type(before.data_type().clone()));
+    RecordBatch::try_new(rows.schema(), columns).unwrap()
+}
+
+/// The row is gone.
+fn gone(rows: &RecordBatch, row: usize) -> RecordBatch {
+    let after = rows.num_rows() - row - 1;
+    let rest = [rows.slice(0, row), rows.slice(row + 1, after)];
+    concat_batches(&rows.schema(), &rest).unwrap()
+}
+
+/// High and number of trades of a minute.
+fn high(world: &World, start: i64) -> String {
+    let sql = format!(
+        "select high, trade_count from silver.market_ohlcv where is_current and bar_interval = '1m' and \
+         cast(bar_start as bigint) = {start}"
+    );
+    rows::ask(&world.data(), &sql).join(";")
+}
+
+fn late_world() -> (DevKafka, World, i64, String) {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,1h,1d");
+    let (day, at) = late_trade(&world);
+    (broker, world, day, at)
+}
+
+/// Equal, pending, different, corrected of a layer.
+fn tally(ran: &Ran, layer: &str) -> [u64; 4] {
+    let json = ran.json();
+    ["equal", "pending", "different", "corrected"].map(|n| json[layer][n].as_u64().unwrap())
+}
+
+fn at(us: i64) -> String {
+    finlake::output::format_instant(us)
+}
+
 #[test]
 fn a_reset_lists_first_and_then_begins_again() {
     let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
@@ -178,6 +271,17 @@ fn a_reset_lists_first_and_then_begins_again() {
     let refused = reset(&[]);
     assert_eq!(refused.code, 2);
     assert!(refused.stderr.contains("--outputs"), "{}", refused.stderr);
+    // What there is was listed all the same.
+    for what in ["consumer group", "changelog", "state stores"] {
+        assert!(refused.stdout.contains(what), "{}", refused.stdout);
+    }
+    let refused = reset(&["--yes", "--output", "json"]);
+    assert_eq!(
+        (refused.code, &refused.json()["done"]),
+        (2, &false.into()),
+        "{}",
+        refused.stdout
+    );
     // The static members' sessions have to end first.
     let listed = crate::harness::eventually("the groups are empty", secs(60), || {
         let listed = reset(&["--outputs"]);

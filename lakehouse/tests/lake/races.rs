@@ -1,6 +1,7 @@
 //! Several writers, zombies, and other engines.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use finlake_lakehouse::catalog::{CatalogOps, Loaded, Proposal, SqliteCatalog, Swap};
@@ -10,7 +11,8 @@ use finlake_lakehouse::split::Splitter;
 use finlake_lakehouse::writer::FileWriter;
 use finlake_lakehouse::{Filter, LakeError, Lakehouse, Scan, SinkBatch, Table, snapshot};
 use iceberg::spec::{
-    MAIN_BRANCH, Operation, SnapshotReference, SnapshotRetention, Transform, UnboundPartitionSpec,
+    MAIN_BRANCH, Operation, SnapshotReference, SnapshotRetention, TableMetadataBuilder, Transform,
+    UnboundPartitionSpec,
 };
 
 use crate::common::*;
@@ -154,17 +156,34 @@ async fn gaps_and_shifted_inputs_stop() {
     assert_eq!(rows(&lake, Table::Ticks).await.len(), 30);
 }
 
-async fn raw_catalog(dir: &std::path::Path, lake: &Lakehouse) -> SqliteCatalog {
-    SqliteCatalog::open(&dir.join("catalog.db"), "finlake", lake.file_io().clone())
+/// Commits to Bronze what another engine made of `base`.
+async fn swap(dir: &Path, lake: &Lakehouse, base: &Loaded, proposal: Proposal) {
+    let files = lake.file_io().clone();
+    let catalog = SqliteCatalog::open(&dir.join("catalog.db"), "finlake", files)
         .await
-        .unwrap()
-}
-
-async fn swap(catalog: &SqliteCatalog, lake: &Lakehouse, base: &Loaded, proposal: Proposal) {
+        .unwrap();
     let ident = lake.ident(Table::Ticks);
     let staged = catalog.stage(&ident, base, proposal).await.unwrap();
     let done = catalog.swap(&ident, base, staged).await.unwrap();
     assert!(matches!(done, Swap::Done(_)));
+}
+
+/// Another engine changes Bronze's metadata.
+async fn alter(
+    dir: &Path,
+    lake: &Lakehouse,
+    base: &Loaded,
+    change: impl FnOnce(TableMetadataBuilder) -> TableMetadataBuilder,
+) {
+    let before = (*base.metadata).clone();
+    let before = before.into_builder(Some(base.location.clone()));
+    let built = change(before).build().unwrap();
+    let proposal = Proposal {
+        metadata: built.metadata,
+        updates: built.changes,
+        requirements: vec![],
+    };
+    swap(dir, lake, base, proposal).await;
 }
 
 #[tokio::test]
@@ -182,23 +201,10 @@ async fn a_rollback_by_another_engine_stops_the_sink() {
         .unwrap()
         .parent_snapshot_id()
         .unwrap();
-    let built = (*base.metadata)
-        .clone()
-        .into_builder(Some(base.location.clone()))
-        .set_ref(
-            MAIN_BRANCH,
-            SnapshotReference::new(parent, SnapshotRetention::branch(None, None, None)),
-        )
-        .unwrap()
-        .build()
-        .unwrap();
-    let proposal = Proposal {
-        metadata: built.metadata,
-        updates: built.changes,
-        requirements: vec![],
-    };
-    let catalog = raw_catalog(dir.path(), &lake).await;
-    swap(&catalog, &lake, &base, proposal).await;
+    let retention = SnapshotRetention::branch(None, None, None);
+    let parent = SnapshotReference::new(parent, retention);
+    let back = |table: TableMetadataBuilder| table.set_ref(MAIN_BRANCH, parent).unwrap();
+    alter(dir.path(), &lake, &base, back).await;
     let e = s.commit(bronze(0, 4, 4)).await.unwrap_err();
     assert!(matches!(e, LakeError::TableMoved { .. }), "{e}");
     assert!(lake.watermarks(Table::Ticks).await.is_err());
@@ -237,15 +243,14 @@ async fn a_replace_by_another_engine_is_followed() {
         },
     )
     .unwrap();
-    let catalog = raw_catalog(dir.path(), &lake).await;
-    swap(&catalog, &lake, &base, proposal).await;
+    swap(dir.path(), &lake, &base, proposal).await;
     s.commit(bronze(0, 3, 3)).await.unwrap();
     assert_eq!(s.reattached(), 1);
     assert_eq!(rows(&lake, Table::Ticks).await.len(), 30);
 }
 
 /// Bronze by month instead of by day, as another engine's `ALTER TABLE … REPLACE PARTITION FIELD`.
-async fn by_month(dir: &std::path::Path, lake: &Lakehouse) {
+async fn by_month(dir: &Path, lake: &Lakehouse) {
     let base = lake.load(Table::Ticks).await.unwrap().unwrap();
     let mut spec = UnboundPartitionSpec::builder();
     for f in base.metadata.default_partition_spec().fields() {
@@ -258,20 +263,9 @@ async fn by_month(dir: &std::path::Path, lake: &Lakehouse) {
                 .unwrap(),
         };
     }
-    let built = (*base.metadata)
-        .clone()
-        .into_builder(Some(base.location.clone()))
-        .add_default_partition_spec(spec.build())
-        .unwrap()
-        .build()
-        .unwrap();
-    let proposal = Proposal {
-        metadata: built.metadata,
-        updates: built.changes,
-        requirements: vec![],
-    };
-    let catalog = raw_catalog(dir, lake).await;
-    swap(&catalog, lake, &base, proposal).await;
+    let spec = spec.build();
+    let change = |table: TableMetadataBuilder| table.add_default_partition_spec(spec).unwrap();
+    alter(dir, lake, &base, change).await;
 }
 
 /// Files are written for one partition spec; under another one a day's number would be taken for a

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
-use finlake_lakehouse::{Catalog, Lakehouse, Table};
+use finlake_lakehouse::{Catalog, Lakehouse, Table, TableSink};
 use iceberg::spec::{TableMetadata, TableMetadataBuilder};
 use iceberg::{TableCreation, TableUpdate};
 use iceberg_catalog_rest::{CommitTableRequest, CreateTableRequest};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -212,7 +213,8 @@ async fn serve(mut stream: TcpStream, server: Arc<Mutex<Server>>, moods: &'stati
     }
 }
 
-async fn start(moods: &'static [Mood]) -> (String, Arc<Mutex<Server>>) {
+/// A lakehouse whose catalog is such a server: its folder, itself, and the server.
+async fn served(moods: &'static [Mood]) -> (TempDir, Lakehouse, Arc<Mutex<Server>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap());
     let server = Arc::new(Mutex::new(Server::default()));
@@ -222,17 +224,21 @@ async fn start(moods: &'static [Mood]) -> (String, Arc<Mutex<Server>>) {
             tokio::spawn(serve(stream, shared.clone(), moods));
         }
     });
-    (uri, server)
-}
-
-async fn lake(dir: &std::path::Path, uri: &str) -> Lakehouse {
-    let mut config = eager(dir, 2);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = eager(dir.path(), 2);
     config.catalog = Catalog::Rest {
-        uri: uri.to_string(),
+        uri,
         warehouse: None,
         props: HashMap::new(),
     };
-    open(config).await
+    let lake = open(config).await;
+    (dir, lake, server)
+}
+
+/// Writers of Bronze, one of each Kafka partition.
+async fn two(lake: &Lakehouse) -> (TableSink, TableSink) {
+    let a = sink(lake, Table::Ticks, &[0]).await;
+    (a, sink(lake, Table::Ticks, &[1]).await)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,9 +250,7 @@ async fn commits_survive_a_forgetful_server() {
         Mood::Refuse,
         Mood::Answer,
     ];
-    let (uri, _) = start(moods).await;
-    let dir = tempfile::tempdir().unwrap();
-    let lake = lake(dir.path(), &uri).await;
+    let (_dir, lake, _) = served(moods).await;
     let ops: Vec<Vec<(u8, u8)>> = (0..20u8).map(|i| vec![(i, i), (i / 2, i / 3)]).collect();
     let all = ledger(&ops);
     let mut s = sink(&lake, Table::Ohlcv, &[0]).await;
@@ -261,11 +265,8 @@ async fn commits_survive_a_forgetful_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn conflicts_are_reattached() {
-    let (uri, server) = start(&[Mood::Answer]).await;
-    let dir = tempfile::tempdir().unwrap();
-    let lake = lake(dir.path(), &uri).await;
-    let mut a = sink(&lake, Table::Ticks, &[0]).await;
-    let mut b = sink(&lake, Table::Ticks, &[1]).await;
+    let (_dir, lake, server) = served(&[Mood::Answer]).await;
+    let (mut a, mut b) = two(&lake).await;
     for c in 1..=10 {
         a.commit(bronze(0, c, c)).await.unwrap();
         b.commit(bronze(1, c, c)).await.unwrap();
@@ -279,11 +280,8 @@ async fn conflicts_are_reattached() {
 /// removed must not be lost with the next commit.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_shows_a_later_commit_loses_no_row() {
-    let (uri, server) = start(&[Mood::Answer]).await;
-    let dir = tempfile::tempdir().unwrap();
-    let lake = lake(dir.path(), &uri).await;
-    let mut a = sink(&lake, Table::Ticks, &[0]).await;
-    let mut b = sink(&lake, Table::Ticks, &[1]).await;
+    let (_dir, lake, server) = served(&[Mood::Answer]).await;
+    let (mut a, mut b) = two(&lake).await;
     a.commit(bronze(0, 1, 1)).await.unwrap();
     b.commit(bronze(1, 1, 1)).await.unwrap();
     server.lock().unwrap().overtake = true;
@@ -307,9 +305,7 @@ async fn an_answer_that_shows_a_later_commit_loses_no_row() {
 /// A shadow on a REST catalog: beside the live tables, listed, dropped with its namespaces.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_comes_and_goes_beside_the_live_tables() {
-    let (uri, server) = start(&[Mood::Answer]).await;
-    let dir = tempfile::tempdir().unwrap();
-    let lake = lake(dir.path(), &uri).await;
+    let (dir, lake, server) = served(&[Mood::Answer]).await;
     let mut live = sink(&lake, Table::Ticks, &[0]).await;
     live.commit(bronze(0, 1, 2)).await.unwrap();
     let before = server.lock().unwrap().namespaces.clone();

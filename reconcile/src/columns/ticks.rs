@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use finlake_market::validate::names_hold;
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 
+use super::stamps::Stamps;
 use super::*;
+use crate::books::Books;
 use crate::topic::{self, Sums};
 use crate::trades::{Record, Slice};
+use finlake_lakehouse::OPEN_END;
 use finlake_schemas::Tick;
 
 /// What is read of Bronze.
@@ -31,6 +34,53 @@ pub const TICKS: &[&str] = &[
     "last_trade_id",
     "sys_from",
 ];
+
+/// What tells which ids there are.
+pub const IDS: &[&str] = &[
+    "kafka_partition",
+    "source",
+    "symbol",
+    "trade_id",
+    "sys_from",
+];
+
+/// Hands on partition, instrument, id and system time of the rows of a batch that are not beyond the cut.
+///
+/// # Errors
+/// [`BadColumn`].
+pub fn ids(
+    batch: &RecordBatch,
+    names: &mut Names,
+    until: &[i64],
+    mut take: impl FnMut(usize, u32, i64, i64),
+) -> Result<()> {
+    let partitions = ints(batch, "kafka_partition")?;
+    let sources = Texts::of(batch, "source")?;
+    let symbols = Texts::of(batch, "symbol")?;
+    let (ids, system) = (longs(batch, "trade_id")?, instants(batch, "sys_from")?);
+    let mut last: Option<((i32, i32), u32)> = None;
+    for at in 0..batch.num_rows() {
+        let p = usize::try_from(partitions.or(at, -1)).unwrap_or(usize::MAX);
+        let sys_from = system.or(at, i64::MIN);
+        let (Some(id), Some(limit)) = (ids.get(at), until.get(p)) else {
+            continue;
+        };
+        if sys_from > *limit || id < 0 {
+            continue;
+        }
+        let met = (sources.id(at), symbols.id(at));
+        let symbol = match last {
+            Some((of, symbol)) if of == met => symbol,
+            _ => {
+                let (source, symbol) = (sources.get(at), symbols.get(at));
+                names.id(source.unwrap_or_default(), symbol.unwrap_or_default())
+            }
+        };
+        last = Some((met, symbol));
+        take(p, symbol, id, sys_from);
+    }
+    Ok(())
+}
 
 /// Columns that only the comparison with the topic needs.
 pub const TOPIC_ONLY: &[&str] = &["raw", "event_time", "ingest_time"];
@@ -58,6 +108,8 @@ pub struct Bronze {
     pub sums: Vec<Sums>,
     /// Offset and content hash, by partition.
     pub hashes: Vec<Vec<(i64, u128)>>,
+    /// What is wrong with what the sink stamps; `None`: it is not looked at.
+    pub stamps: Option<Stamps>,
     /// Rows taken.
     pub rows: u64,
     /// Nulls and rows by column, for the validators.
@@ -71,7 +123,8 @@ pub struct Bronze {
 /// has to be cheap.
 #[derive(Debug, Clone, Default)]
 struct Times {
-    known: FxHashSet<i64>,
+    /// What rows of a commit must bear, as the ledger has it.
+    known: FxHashMap<i64, Option<i64>>,
     list: Vec<(i64, i64)>,
 }
 
@@ -115,7 +168,8 @@ impl Bronze {
         }
     }
 
-    /// Takes a batch. `until` gives the greatest system time (µs) that is looked at, by partition.
+    /// Takes a batch. `until` gives the greatest system time (µs) that is looked at, by partition;
+    /// `books` what each commit's rows must bear.
     ///
     /// # Errors
     /// [`BadColumn`]; a partition that the table does not have.
@@ -126,6 +180,7 @@ impl Bronze {
         names: &mut Names,
         until: &[i64],
         hashed: Hashed,
+        books: Option<&Books>,
     ) -> Result<()> {
         let partitions = ints(batch, "kafka_partition")?;
         let offsets = longs(batch, "kafka_offset")?;
@@ -148,6 +203,10 @@ impl Bronze {
         };
         let mut instrument: Option<Instrument<'_>> = None;
         let mut commit = (usize::MAX, i64::MIN);
+        let mut stamped = None;
+        if let Some(stamps) = &mut self.stamps {
+            stamps.take(batch, until, OPEN_END, books.is_some())?;
+        }
         for at in 0..batch.num_rows() {
             let p = usize::try_from(partitions.or(at, -1)).unwrap_or(usize::MAX);
             let Some(limit) = until.get(p).filter(|_| p < self.slices.len()) else {
@@ -186,9 +245,16 @@ impl Bronze {
                     self.slices[p].reserve(std::mem::take(&mut self.room));
                 }
                 let times = &mut self.commit_times[p];
-                if times.known.insert(number) {
+                stamped = *times.known.entry(number).or_insert_with(|| {
                     times.list.push((number, sys_from));
-                }
+                    let partition = i32::try_from(p).unwrap_or(i32::MAX);
+                    books.and_then(|b| Some(b.line(partition, number)?.system_time))
+                });
+            }
+            if stamped.is_some_and(|at| at != sys_from)
+                && let Some(stamps) = &mut self.stamps
+            {
+                stamps.wrong(p, "sys_from", offsets.or(at, -1));
             }
             // A field that is null did not decode: such a trade is refused.
             let mut tick = Tick {

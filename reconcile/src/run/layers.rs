@@ -22,7 +22,7 @@ use futures::TryStreamExt;
 
 use super::{Options, Records, Report, Watch, behind, scope};
 use crate::asserted::Assertions;
-use crate::books::Books;
+use crate::books::{Books, Made};
 use crate::bronze;
 use crate::columns::{self, Bronze, Hashed};
 use crate::counts;
@@ -60,6 +60,8 @@ struct Walk<'a> {
     until: Vec<i64>,
     names: Names,
     seen: Vec<Seen>,
+    /// With a date: ids of the trades next to it.
+    around: Vec<Seen>,
     stream_times: Vec<BTreeMap<String, i64>>,
     /// Newest commit that the ledger shows within the cut, and whether it was a graceful stop's, by
     /// partition.
@@ -77,6 +79,7 @@ struct Walk<'a> {
     offsets: Vec<SeenIds>,
     again: Vec<Vec<i64>>,
     sums: Vec<Sums>,
+    stamps: columns::Stamps,
 }
 
 /// Whether a span is read for the first time, or once more with what is known of others.
@@ -186,6 +189,7 @@ impl Run<'_> {
                 until: until.clone(),
                 names: Names::default(),
                 seen: vec![Seen::default(); partitions],
+                around: vec![Seen::default(); partitions],
                 stream_times: vec![BTreeMap::new(); partitions],
                 newest: self.newest(&until),
                 asserted: Arc::default(),
@@ -196,6 +200,7 @@ impl Run<'_> {
                 offsets: vec![SeenIds::new(); partitions],
                 again: vec![Vec::new(); partitions],
                 sums: vec![Sums::default(); partitions],
+                stamps: columns::Stamps::default(),
             };
             if let Ok(()) = self.walk(walk).await? {
                 break;
@@ -228,7 +233,9 @@ impl Run<'_> {
             results.insert(from, span);
         }
         if self.options.dates.is_some() {
-            self.foreign(&walk, &mut contested).await?;
+            self.foreign(&mut walk, &mut contested).await?;
+            let around = self.around(&mut walk).await?;
+            results.insert(i32::MAX, around);
         }
         if !contested.is_empty() {
             self.settle(&mut walk, &contested, &mut results).await?;
@@ -249,6 +256,17 @@ impl Run<'_> {
             Some((commit, line.last))
         };
         (0..).zip(until).map(of).collect()
+    }
+
+    /// Of each interval the commits in which its bars were made, up to the cut.
+    fn made(&self, p: usize, newest: Option<(i64, bool)>) -> Vec<Vec<Made>> {
+        let partition = i32::try_from(p).unwrap_or(i32::MAX);
+        let cut = newest.map_or(i64::MAX, |(commit, _)| commit);
+        let of = |b: &Books| {
+            let list = self.options.market.intervals.list().iter();
+            list.map(|i| b.made(partition, i.name(), cut)).collect()
+        };
+        self.books.map(of).unwrap_or_default()
     }
 
     /// The scope with a span of days, in a filter.
@@ -486,6 +504,7 @@ impl Run<'_> {
             commit_times,
             asserted: walk.asserted.clone(),
             asserted_until: walk.asserted_until[p],
+            made: self.made(p, newest),
         };
         let market = &self.options.market;
         let out = &mut span.findings;

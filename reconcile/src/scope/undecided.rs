@@ -6,6 +6,7 @@ use finlake_market::{Interval, Intervals, Limits, Ohlcv, Point};
 use finlake_schemas::{Dec8, Dec16, Stage};
 
 use crate::bisect::Side;
+use crate::books::{End, Made};
 use crate::bronze::{self, Taken};
 use crate::findings::Findings;
 use crate::rules::{self, Tally};
@@ -105,6 +106,7 @@ fn moment(stream: i64, ago: i64) -> Moment {
         commit_times: [(7, 1_000 - ago)].into(),
         asserted: Default::default(),
         asserted_until: i64::MAX,
+        made: Vec::new(),
     }
 }
 
@@ -118,6 +120,42 @@ fn a_bar_that_still_forms_may_lack_its_row() {
     assert!(forming.is_empty() && !forming.decides("row", key));
     let there = silver(5, &moment(MINUTE, 500), Some(row(0, MINUTE, Stage::Closed)));
     assert!(there.is_empty() && there.decides("row", key) && there.decides("version", key));
+}
+
+#[test]
+fn of_an_interval_nothing_is_missed_while_it_was_not_configured() {
+    let key = "s:X:1m:0";
+    // The bar's last trade came with commit 7, at offset 5 or, where its row does not have it, 12.
+    let made = |from: i64, end: Option<(i64, i64, bool)>, row: Option<BarRow>| {
+        let end = end.map(|(commit, stream, last)| End {
+            commit,
+            stream_times: vec![("s".to_owned(), stream)],
+            last,
+        });
+        let moment = Moment {
+            made: vec![vec![Made { from, end }]],
+            ..moment(MINUTE, 500)
+        };
+        let (offset, cause) = match row {
+            Some(_) => (12, "version"),
+            None => (5, "row"),
+        };
+        let out = silver(offset, &moment, row);
+        let causes: Vec<_> = out.list().iter().map(|f| f.cause.clone()).collect();
+        assert!(causes.iter().all(|c| c == cause), "{causes:?}");
+        assert_eq!(causes.is_empty(), !out.decides(cause, key));
+        !causes.is_empty()
+    };
+    let late = || Some(row(0, MINUTE, Stage::Closed));
+    assert!(made(i64::MIN, None, None) && made(7, None, None) && made(7, None, late()));
+    // Added later; removed before the trade; removed before the bar had closed.
+    assert!(!made(8, None, None) && !made(8, None, late()));
+    assert!(!made(1, Some((7, MINUTE, true)), None));
+    assert!(!made(1, Some((9, MINUTE - 1, true)), None));
+    // Removed when it had closed: its row must be there, a correction only after a graceful stop.
+    assert!(made(1, Some((9, MINUTE, false)), None));
+    assert!(made(1, Some((9, MINUTE, true)), late()));
+    assert!(!made(1, Some((9, MINUTE, false)), late()));
 }
 
 #[test]
@@ -172,7 +210,8 @@ fn gaps_at_the_newest_ids_may_have_been_told_before() {
     let gaps = |settled: i64| {
         let mut out = Findings::default();
         let settled = BTreeMap::from([(0, settled)]);
-        bronze::gaps(&seen, &BTreeMap::new(), &settled, &names, None, &mut out);
+        let (alone, none) = (Seen::default(), BTreeMap::new());
+        bronze::gaps(&seen, &alone, &none, &settled, &names, None, &mut out);
         out
     };
     let (old, all) = (gaps(8), gaps(12));

@@ -12,7 +12,7 @@ use finlake_schemas::BreakKind;
 use futures::TryStreamExt;
 
 use crate::injections::{ALL, Damage, keep, long, offsets, reconcile, scaled, show, spec};
-use crate::market::{Made, Rng, T0, make, options};
+use crate::market::{Made, T0, make, options};
 use crate::topic::Pristine;
 
 /// The files of Bronze with their rows, each with at least two.
@@ -91,10 +91,7 @@ async fn one_day_of_the_table_is_compared_with_that_day_of_the_topic() {
         assert_eq!(report.exit_code(), 0, "{}", show(&report));
     }
     // Rows that are gone, where no ledger was asked.
-    let mut d = Damage {
-        made: &made,
-        rng: Rng(5),
-    };
+    let mut d = Damage::of(&made, 5);
     let (path, all) = d.file(Table::Ticks).await;
     let p = long(&all, "kafka_partition", 0);
     let lost: BTreeSet<i64> = [long(&all, "kafka_offset", 0)].into();

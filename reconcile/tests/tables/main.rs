@@ -4,6 +4,8 @@ mod accuracy;
 mod folders;
 mod injections;
 mod market;
+mod midnight;
 mod outputs;
 mod scope;
+mod stamps;
 mod topic;

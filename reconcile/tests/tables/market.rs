@@ -419,7 +419,7 @@ async fn partition(
             ],
             corrections: 0,
             totals: vec![],
-            schema_ids: vec![],
+            schema_ids: vec![2],
             prev_hash: hash,
             last,
             heartbeat: false,

@@ -11,7 +11,9 @@ use finlake_lakehouse::faults::tamper;
 use finlake_reconcile::Layer;
 use finlake_schemas::{BreakKind, Severity};
 
-use crate::injections::{ALL, Damage, found, keep, key, long, reconcile, scaled, show, spec};
+use crate::injections::{
+    ALL, Damage, Place, found, keep, key, long, reconcile, scaled, show, spec,
+};
 use crate::market::{Rng, T0, make, options};
 use crate::topic::{Pristine, offsets};
 
@@ -66,23 +68,25 @@ fn bumped(batch: &RecordBatch, column: &str, row: usize) -> RecordBatch {
 
 async fn one(d: &mut Damage<'_>, n: usize, topic: &Pristine) {
     let table = [Table::Ohlcv, Table::Metrics][n % 2];
-    let (path, all) = d.file(table).await;
-    let row = d.rng.below(all.num_rows());
-    let wanted = key(table, &all, row);
-    let at = long(&all, "sys_from", row);
-    let moment = format!(":{at}");
-    let (damaged, kind) = match n / 2 % 5 {
-        0 => (scaled(&all, "close", row, 200), BreakKind::ValueDrift),
-        1 => (bumped(&all, "revision", row), BreakKind::ValueDrift),
-        2 => (bumped(&all, "ticks_offset", row), BreakKind::ValueDrift),
-        3 => (keep(&all, |at| at != row), BreakKind::Missing),
-        _ => {
-            let copy = all.slice(row, 1);
-            let both = concat_batches(&all.schema(), [&all, &copy]).unwrap();
-            (both, BreakKind::Duplicate)
-        }
+    let damage = |all: &RecordBatch, rng: &mut Rng| {
+        let row = rng.below(all.num_rows());
+        let (damaged, kind) = match n / 2 % 5 {
+            0 => (scaled(all, "close", row, 200), BreakKind::ValueDrift),
+            1 => (bumped(all, "revision", row), BreakKind::ValueDrift),
+            2 => (bumped(all, "ticks_offset", row), BreakKind::ValueDrift),
+            3 => (keep(all, |at| at != row), BreakKind::Missing),
+            _ => {
+                let copy = all.slice(row, 1);
+                let both = concat_batches(&all.schema(), [all, &copy]).unwrap();
+                (both, BreakKind::Duplicate)
+            }
+        };
+        let at = long(all, "sys_from", row);
+        (damaged, (kind, key(table, all, row), at))
     };
-    let report = d.with(table, &path, damaged, all, Some(topic)).await;
+    let (place, (kind, wanted, at)) = d.place(table, damage).await;
+    let moment = format!(":{at}");
+    let report = d.with(table, place, Some(topic)).await;
     let said = report.findings.list().iter().filter(|f| {
         f.kind == kind && f.key == wanted && (f.cause.ends_with(&moment) || f.cause == "row")
     });
@@ -104,12 +108,10 @@ async fn all(each: usize) {
     let dir = tempfile::tempdir().unwrap();
     let made = make(dir.path(), &spec(23)).await;
     let topic = Pristine::of(&made).await;
-    let mut d = Damage {
-        made: &made,
-        rng: Rng(each as u64),
-    };
+    let mut d = Damage::of(&made, each as u64);
     for n in 0..each {
         one(&mut d, n, &topic).await;
+        assert_eq!(d.done, n + 1, "each was one damage");
     }
     let report = reconcile(&made.lake, &options(&ALL), Some(&made.books), Some(&topic)).await;
     assert_eq!(report.exit_code(), 0, "put back: {}", show(&report));
@@ -132,10 +134,7 @@ async fn edited_tables_are_found_a_thousand_times() {
 async fn a_wrong_computation_is_no_edit() {
     let dir = tempfile::tempdir().unwrap();
     let made = make(dir.path(), &spec(29)).await;
-    let mut d = Damage {
-        made: &made,
-        rng: Rng(3),
-    };
+    let mut d = Damage::of(&made, 3);
     let (path, rows) = d.file(Table::Ohlcv).await;
     let wanted = key(Table::Ohlcv, &rows, 0);
     let wrong = scaled(&rows, "volume", 0, 200);
@@ -171,10 +170,7 @@ async fn an_invented_version_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let made = make(dir.path(), &spec(31)).await;
     let topic = Pristine::of(&made).await;
-    let mut d = Damage {
-        made: &made,
-        rng: Rng(9),
-    };
+    let mut d = Damage::of(&made, 9);
     let (path, rows) = d.file(Table::Ohlcv).await;
     let last = offsets(&rows).into_iter().max().unwrap();
     let row = offsets(&rows).iter().position(|o| *o == last).unwrap();
@@ -185,9 +181,12 @@ async fn an_invented_version_is_found() {
     columns[at] = Arc::new(Int64Array::from(moved));
     let damaged = RecordBatch::try_new(rows.schema(), columns).unwrap();
     let wanted = key(Table::Ohlcv, &rows, row);
-    let report = d
-        .with(Table::Ohlcv, &path, damaged, rows, Some(&topic))
-        .await;
+    let place = Place {
+        path,
+        rows,
+        damaged,
+    };
+    let report = d.with(Table::Ohlcv, place, Some(&topic)).await;
     let causes: Vec<_> = report
         .findings
         .list()

@@ -39,7 +39,7 @@ impl Pristine {
             .unwrap();
         while let Some(b) = batches.try_next().await.unwrap() {
             let until = [i64::MAX; 2];
-            out.take(&b.batch, &market(), &mut names, &until, Hashed::Rows)
+            out.take(&b.batch, &market(), &mut names, &until, Hashed::Rows, None)
                 .unwrap();
         }
         let told = |p: usize| {

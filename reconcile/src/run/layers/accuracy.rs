@@ -1,7 +1,5 @@
 //! Bars against klines and vendors' bars: collects the references, then reads Silver once.
 
-use arrow::array::AsArray;
-use arrow::datatypes::{Decimal128Type, Int64Type, TimestampMicrosecondType};
 use finlake_lakehouse::Table;
 use finlake_schemas::{Kline, topics};
 
@@ -135,63 +133,32 @@ impl Run<'_> {
             Ok(pinned) => pinned,
             Err(e) => return Ok(Err(format!("{} cannot be read: {e}", Table::Bars))),
         };
-        let texts = ["source", "symbol", "bar_interval", "basis"];
-        let prices = ["open", "high", "low", "close", "volume"];
-        let wanted: Vec<&str> = texts
-            .into_iter()
-            .chain(prices)
-            .chain(["bar_start", "kafka_offset"])
-            .collect();
         let filter = Filter::all().text("record_kind", "vendor_bar");
-        let mut batches = pinned.scan(&Scan::columns(&wanted).filter(filter)).await?;
+        let scan = Scan::columns(&columns::vendor_columns()).filter(filter);
+        let mut batches = pinned.scan(&scan.dictionaries()).await?;
         let (mut all, mut adjusted) = (0u64, 0u64);
         while let Some(b) = batches.try_next().await? {
-            let b = &b.batch;
-            let missing = |name: &str| bad(columns::BadColumn(name.to_owned()));
-            let text = |name: &str| {
-                let column = b
-                    .column_by_name(name)
-                    .and_then(|c| c.as_string_opt::<i32>());
-                column.ok_or_else(|| missing(name))
-            };
-            let [source, symbol, interval, basis] = texts.map(text);
-            let (source, symbol, interval, basis) = (source?, symbol?, interval?, basis?);
-            let start = b
-                .column_by_name("bar_start")
-                .and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>())
-                .ok_or_else(|| missing("bar_start"))?;
-            let offset = b
-                .column_by_name("kafka_offset")
-                .and_then(|c| c.as_primitive_opt::<Int64Type>())
-                .ok_or_else(|| missing("kafka_offset"))?;
-            let mut values = Vec::with_capacity(prices.len());
-            for name in prices {
-                let column = b
-                    .column_by_name(name)
-                    .and_then(|c| c.as_primitive_opt::<Decimal128Type>());
-                values.push(column.ok_or_else(|| missing(name))?);
-            }
-            for at in 0..b.num_rows() {
+            let taken = columns::vendors(&b.batch, |bar| {
                 all += 1;
-                let Some(place) = asked.intervals.get(interval.value(at)) else {
-                    continue;
+                let Some(interval) = asked.intervals.get(bar.interval) else {
+                    return;
                 };
-                if basis.value(at) != "as_quoted" {
+                if !bar.as_quoted {
                     adjusted += 1;
-                    continue;
+                    return;
                 }
-                if !self.in_scope(symbol.value(at), start.value(at)) || into.len() >= HELD {
-                    continue;
+                if !self.in_scope(bar.symbol, bar.start) || into.len() >= HELD {
+                    return;
                 }
                 let reference = Reference {
-                    interval: *place,
-                    start: start.value(at),
-                    values: [0, 1, 2, 3, 4].map(|n| values[n].value(at)),
+                    interval: *interval,
+                    start: bar.start,
+                    values: bar.values,
                     trade_count: None,
                 };
-                let (source, symbol) = (source.value(at), symbol.value(at));
-                into.push(Who::Vendor, source, symbol, reference, offset.value(at));
-            }
+                into.push(Who::Vendor, bar.source, bar.symbol, reference, bar.offset);
+            });
+            taken.map_err(bad)?;
         }
         if into.len() >= HELD {
             return Ok(Err(format!(

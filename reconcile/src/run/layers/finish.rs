@@ -43,6 +43,13 @@ impl Run<'_> {
                 ids.sort_unstable();
             }
             self.gaps(&walk, &rejected, &settled);
+            let mut found = Findings::limited(self.options.limit);
+            bronze::stamps(std::mem::take(&mut walk.stamps), self.books, &mut found);
+            if self.books.is_none_or(|b| !b.are_whole()) {
+                // What the ledger has forgotten nobody can compare, nor find right again.
+                self.report.unchecked_causes.insert("stamp".to_owned());
+            }
+            self.report.findings.absorb(found);
             for (p, offsets) in walk.again.iter_mut().enumerate().filter(|_| whole) {
                 offsets.sort_unstable();
                 let partition = i32::try_from(p).unwrap_or(i32::MAX);
@@ -95,8 +102,9 @@ impl Run<'_> {
         let date = self.options.dates.map(|(from, _)| from);
         let mut found = Findings::limited(self.options.limit);
         let (mut missing, mut all) = (0i64, 0i64);
-        for seen in &walk.seen {
-            let n = bronze::gaps(seen, rejected, settled, &walk.names, date, &mut found);
+        for (seen, around) in walk.seen.iter().zip(&walk.around) {
+            let names = &walk.names;
+            let n = bronze::gaps(seen, around, rejected, settled, names, date, &mut found);
             missing += n.0;
             all += n.1;
         }

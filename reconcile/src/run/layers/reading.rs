@@ -32,6 +32,7 @@ impl Run<'_> {
             .filter(|c| {
                 hashed != Hashed::No || !columns::TOPIC_ONLY.contains(c) || self.counts_nulls(c)
             })
+            .chain(columns::STAMPS.iter().copied().filter(|_| walk.check))
             .collect();
         let exact = Scan::columns(&wanted).filter(filter.clone()).dictionaries();
         // A file of one day needs no look at the time of each row.
@@ -39,6 +40,7 @@ impl Run<'_> {
             .filter(scope(self.options))
             .dictionaries();
         let mut out = Bronze::new(walk.until.len());
+        out.stamps = walk.check.then(columns::Stamps::default);
         let room: u64 = files.iter().map(|f| f.rows).sum();
         out.room = usize::try_from(room).unwrap_or(0).min(MOST_ROOM);
         for file in files {
@@ -50,8 +52,15 @@ impl Run<'_> {
             while let Some(b) = batches.try_next().await? {
                 let rows = out.rows;
                 let market = &self.options.market;
-                out.take(&b.batch, market, &mut walk.names, &walk.until, hashed)
-                    .map_err(bad)?;
+                out.take(
+                    &b.batch,
+                    market,
+                    &mut walk.names,
+                    &walk.until,
+                    hashed,
+                    self.books,
+                )
+                .map_err(bad)?;
                 for rule in &self.options.validators {
                     if let Measure::NullRate(column) = &rule.measure {
                         out.count_nulls(&b.batch, column);
@@ -115,6 +124,9 @@ impl Walk<'_> {
                     self.again[p].push(row.offset);
                 }
             }
+        }
+        if let Some(stamps) = bronze.stamps {
+            self.stamps.absorb(stamps);
         }
         for (sums, new) in self.sums.iter_mut().zip(bronze.sums) {
             sums.absorb(new);
