@@ -14,6 +14,9 @@ use crate::commands::{DIFFERS, SAME, UNCHECKED};
 use crate::config::Config;
 use crate::output::remark;
 
+/// How often it looks whether a role has ended by itself; a signal is heard at once.
+const WATCH: Duration = Duration::from_secs(1);
+
 /// Waits for SIGINT or SIGTERM.
 pub async fn until_signal() {
     let term = async {
@@ -71,10 +74,12 @@ pub fn run(global: &Global, config: Config, args: &RunArgs, runtime: &Handle) ->
     if args.until_caught_up {
         return until_caught_up(global, &app, streams, sinks, audits, runtime);
     }
-    let signal = runtime.spawn(until_signal());
+    let mut signal = runtime.spawn(until_signal());
     let mut broken = false;
-    while !signal.is_finished() {
-        std::thread::sleep(Duration::from_millis(50));
+    while runtime
+        .block_on(async { tokio::time::timeout(WATCH, &mut signal).await })
+        .is_err()
+    {
         if streams.as_ref().is_some_and(Streams::ended)
             || sinks.as_ref().is_some_and(Sinks::ended)
             || audit.as_ref().is_some_and(Audit::ended)

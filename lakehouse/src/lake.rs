@@ -445,13 +445,21 @@ impl Lakehouse {
             uuid::Uuid::new_v4()
         );
         snapshot::write_manifest_list(&self.file_io, &list, &base.metadata, id, &manifests).await?;
+        // The totals go on: the next commit counts from them.
+        let before = base.metadata.current_snapshot();
+        let before = before.map(|s| s.summary().additional_properties.iter());
+        let totals = before.into_iter().flatten();
+        let totals = totals.filter(|(name, _)| name.starts_with("total-"));
+        let mut summary: HashMap<String, String> =
+            totals.map(|(n, v)| (n.clone(), v.clone())).collect();
+        summary.insert("finlake.kind".to_string(), "setup".to_string());
         let (proposal, _) = snapshot::propose(
             base,
             snapshot::NewSnapshot {
                 id,
                 operation: iceberg::spec::Operation::Append,
                 manifest_list: list,
-                summary: HashMap::from([("finlake.kind".to_string(), "setup".to_string())]),
+                summary,
                 now_ms: (self.clock)(),
                 properties: props,
                 expire: Vec::new(),

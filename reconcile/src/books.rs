@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(of(&whole, "4h", 4), [(3, None)]);
         assert!(whole.made(0, "4h", end)[0].has(4) && !whole.made(0, "4h", end)[0].has(5));
         // The first entry that is left says how many commits had it.
-        let cut = books(&entries[3..]);
+        let cut = books(&entries[2..]);
         assert_eq!(of(&cut, "4h", end), [(3, Some(5)), (6, None)]);
         assert_eq!(of(&cut, "1m", end), [(i64::MIN, None)]);
         // A writer that does not say makes all, and so does one that hands on what it does not know.

@@ -288,9 +288,8 @@ impl Findings {
             let asked = (class.to_owned(), key.to_owned());
             self.undecided.contains(&asked)
         };
-        !undecided(class(cause))
-            && !(of_values(cause) && undecided(VALUES))
-            && !self.in_range(cause, key)
+        let values = of_values(cause) && undecided(VALUES);
+        !(undecided(class(cause)) || values || self.in_range(cause, key))
     }
 
     /// Whether a part of the range that a key names could not be judged.

@@ -283,12 +283,7 @@ type Named = BTreeMap<[u8; 16], Vec<([u8; 16], String)>>;
 
 /// Opens and resolves breaks in the topic; says what changed. `named`: under which name a finding was
 /// known already.
-fn tell(
-    source: &Source,
-    options: &Options,
-    report: &Report,
-    named: &mut Named,
-) -> Result<String> {
+fn tell(source: &Source, options: &Options, report: &Report, named: &mut Named) -> Result<String> {
     let scope = Scope::of(options, report);
     let known_before = Cell::new(0);
     let published = Publisher::new(&source.config).publish(&source.codec, |known| {
@@ -313,11 +308,7 @@ fn tell(
     ))
 }
 
-fn print(
-    global: &Global,
-    report: &Report,
-    named: &Named,
-) -> Result<()> {
+fn print(global: &Global, report: &Report, named: &Named) -> Result<()> {
     let text = Kind::Text;
     let columns = [
         ("break", text),

@@ -215,6 +215,23 @@ async fn a_rollback_by_another_engine_stops_the_sink() {
     let mut s = sink(&lake, Table::Ticks, &[0]).await;
     s.commit(bronze(0, 3, 4)).await.unwrap();
     assert_eq!(rows(&lake, Table::Ticks).await.len(), 40);
+    // What snapshots count goes on across the adoption.
+    let counted = lake
+        .snapshot(Table::Ticks)
+        .await
+        .unwrap()
+        .lineage()
+        .unwrap();
+    let counted: Vec<i64> = counted.iter().map(|s| s.rows).collect();
+    assert_eq!(counted, [0, 10, 20, 20, 40]);
+    let last = lake.load(Table::Ticks).await.unwrap().unwrap();
+    let summary = &last
+        .metadata
+        .current_snapshot()
+        .unwrap()
+        .summary()
+        .additional_properties;
+    assert_eq!(summary["total-records"], "40");
 }
 
 #[tokio::test]
