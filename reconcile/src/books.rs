@@ -37,6 +37,9 @@ pub struct Line {
 pub struct Made {
     /// The first of them.
     pub from: i64,
+    /// Stream time by source, µs, at the commit before: bars that were forming then have only the
+    /// trades that came since. Nothing if the interval was there from the start, or nobody knows.
+    pub began: Vec<(String, i64)>,
     /// `None`: they are still.
     pub end: Option<End>,
 }
@@ -176,8 +179,13 @@ impl Books {
         let began = self.began.get(&(partition, interval.to_owned()));
         // What was before the first that is known is taken to have been so already.
         let mut from = began.copied().unwrap_or(i64::MIN);
+        let made = |from: i64, end| Made {
+            from,
+            began: self.times_before(partition, from),
+            end,
+        };
         if known.peek().is_none() {
-            return vec![Made { from, end: None }];
+            return vec![made(from, None)];
         }
         let mut out: Vec<Made> = Vec::new();
         while let Some((_, names)) = known.next() {
@@ -188,7 +196,7 @@ impl Books {
                     Some(last) if last.end.as_ref().is_some_and(|e| e.commit == from) => {
                         last.end = end;
                     }
-                    _ => out.push(Made { from, end }),
+                    _ => out.push(made(from, end)),
                 }
             }
             from = to.unwrap_or(i64::MAX);
@@ -196,12 +204,18 @@ impl Books {
         out
     }
 
+    /// Stream times at the commit before this one.
+    fn times_before(&self, partition: i32, commit: i64) -> Vec<(String, i64)> {
+        let line = self.line(partition, commit.saturating_sub(1));
+        line.map_or(Vec::new(), |l| l.stream_times.clone())
+    }
+
     /// How far the task was before this commit.
     fn end(&self, partition: i32, commit: i64) -> End {
         let line = self.line(partition, commit - 1);
         End {
             commit,
-            stream_times: line.map_or(Vec::new(), |l| l.stream_times.clone()),
+            stream_times: self.times_before(partition, commit),
             last: line.is_some_and(|l| l.last),
         }
     }

@@ -126,6 +126,16 @@ impl Check<'_> {
         (closed, closed && end.last)
     }
 
+    /// Whether this version was replaced, of a bar that had begun when its interval was added: it
+    /// held only the trades that came since, and the one that replaced it is held to all.
+    fn is_partial(&self, row: &BarRow) -> bool {
+        let made = self.moment.made.get(usize::from(row.key.interval));
+        let range = made.and_then(|all| all.iter().find(|m| m.has(row.commit)));
+        let (source, _) = self.names.get(row.key.symbol);
+        let began = range.and_then(|m| m.began.iter().find(|(of, _)| of == source));
+        row.sys_to != self.open_end && began.is_some_and(|(_, time)| row.key.start <= *time)
+    }
+
     /// A trade of this commit has had time to reach the table.
     fn is_overdue(&self, commit: i64) -> bool {
         self.moment.settled
@@ -350,7 +360,8 @@ fn one_bar(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
                 replayed
                     .is_some_and(|r| r.is_some_and(|r| row.content == r && row.vwap == r.vwap().0))
             };
-            if !same && !as_replayed() && !corrected.contains(&row.sys_from) {
+            let excused = || corrected.contains(&row.sys_from) || check.is_partial(row);
+            if !same && !as_replayed() && !excused() {
                 if row.bars_offset > 0 && row.commit > check.moment.asserted_until {
                     // An assertion may have come with it that Bronze does not hold yet.
                     out.undecided(VALUES, bar_name(row.key, check.names, check.rules));

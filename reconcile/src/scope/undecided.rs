@@ -133,7 +133,11 @@ fn of_an_interval_nothing_is_missed_while_it_was_not_configured() {
             last,
         });
         let moment = Moment {
-            made: vec![vec![Made { from, end }]],
+            made: vec![vec![Made {
+                from,
+                began: Vec::new(),
+                end,
+            }]],
             ..moment(MINUTE, 500)
         };
         let (offset, cause) = match row {
@@ -156,6 +160,39 @@ fn of_an_interval_nothing_is_missed_while_it_was_not_configured() {
     assert!(made(1, Some((9, MINUTE, false)), None));
     assert!(made(1, Some((9, MINUTE, true)), late()));
     assert!(!made(1, Some((9, MINUTE, false)), late()));
+}
+
+#[test]
+fn what_a_bar_lacked_when_its_interval_was_added_is_held_against_its_newest_version_only() {
+    let (rules, names) = market();
+    let told = |began: i64| {
+        let mut first = row(0, MINUTE, Stage::Closed);
+        first.content.volume = Dec8(1);
+        (first.sys_to, first.is_current) = (20, false);
+        let mut second = row(0, MINUTE, Stage::Closed);
+        (second.sys_from, second.prev_sys_from, second.revision) = (20, Some(1), 1);
+        let moment = Moment {
+            made: vec![vec![Made {
+                from: 1,
+                began: vec![("s".to_owned(), began)],
+                end: None,
+            }]],
+            ..moment(MINUTE, 500)
+        };
+        let (mut rows, mut out) = (vec![first.clone(), second], Findings::default());
+        let bar = Expected {
+            key: first.key,
+            at: vec![(10, Some(content()))],
+            total: Some(content()),
+            replayed: None,
+            last_offset: 5,
+            last_commit: 7,
+        };
+        silver::compare(&[bar], &mut rows, &names, &rules, &moment, END, &mut out);
+        let of_values = out.list().iter().filter(|f| f.cause.contains("volume"));
+        of_values.count()
+    };
+    assert_eq!((told(0), told(-1)), (0, 1));
 }
 
 #[test]
