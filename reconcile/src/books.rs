@@ -121,14 +121,11 @@ impl Books {
 
     /// What the first entry that is left says of those before: how many commits each interval had.
     fn begin(&mut self, entry: &LedgerEntry) {
-        let mut commits = Vec::new();
-        for (name, n) in &entry.totals {
-            if let Some(interval) = name.strip_prefix(LedgerEntry::COMMITS_OF) {
-                commits.push((interval, *n));
-            }
-        }
-        let most = commits.iter().map(|(_, n)| *n).max();
-        for (interval, n) in commits.into_iter().filter(|(_, n)| Some(*n) != most) {
+        let most = entry.commits_by_interval().map(|(_, n)| n).max();
+        let fewer = entry
+            .commits_by_interval()
+            .filter(|(_, n)| Some(*n) != most);
+        for (interval, n) in fewer {
             let at = (entry.task, interval.to_owned());
             self.began.insert(at, entry.commit - n + 1);
         }

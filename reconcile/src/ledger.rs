@@ -178,15 +178,14 @@ impl LedgerAudit {
         if before.is_none() && entry.commit != 1 {
             return None;
         }
-        let mut made = BTreeSet::new();
-        for (name, n) in &entry.totals {
-            if let Some(interval) = name.strip_prefix(LedgerEntry::COMMITS_OF) {
-                let had = before.and_then(|b| b.totals.get(name)).copied();
-                if *n > had.unwrap_or(0) {
-                    made.insert(interval.to_owned());
-                }
-            }
-        }
+        let had = |interval: &str| {
+            let total = before?.totals.get(&LedgerEntry::commits_of(interval))?;
+            Some(*total)
+        };
+        let grown = entry
+            .commits_by_interval()
+            .filter(|(interval, n)| *n > had(interval).unwrap_or(0));
+        let made: BTreeSet<String> = grown.map(|(interval, _)| interval.to_owned()).collect();
         // A writer that does not count hands the totals on as they were; days are always made.
         (!made.is_empty()).then_some(made)
     }

@@ -168,9 +168,7 @@ fn covers(open: &Break, found: &Finding) -> bool {
     }
     // Only the topic says it this time: of a row that recomputation missed, or of one that a version's history did.
     match found.kind {
-        BreakKind::Missing => {
-            a == "row" || (moment(a) == moment(b) && a == format!("INV-6:{}", end(b)))
-        }
+        BreakKind::Missing => a == "row" || a == format!("INV-6:{}", end(b)),
         BreakKind::Duplicate => a == format!("INV-2:{}", end(b)),
         BreakKind::ValueDrift | BreakKind::SchemaDrift | BreakKind::Ledger => false,
     }
@@ -195,45 +193,32 @@ fn columns(cause: &str) -> (BTreeSet<&str>, Option<i64>) {
 /// A wrong version is one break for each column, whoever finds it.
 fn split_drift(finding: &Finding, open: &[&Break]) -> Split {
     let (wrong, version) = columns(&finding.cause);
-    let mut split = Split {
-        known: Vec::new(),
-        new: Vec::new(),
-    };
-    let (mut told, mut worst) = (BTreeSet::new(), None);
-    for b in open {
+    let same = |b: &&&Break| {
         let (columns, of) = columns(&b.cause);
-        if of != version || columns.is_disjoint(&wrong) {
-            continue;
-        }
-        split.known.push(b.break_id);
-        told.extend(columns);
-        if b.severity == Severity::Material {
-            worst = Some(Severity::Material);
-        }
-    }
-    let rest: Vec<&str> = wrong
-        .iter()
-        .copied()
-        .filter(|c| !told.contains(c))
-        .collect();
+        of == version && !columns.is_disjoint(&wrong)
+    };
+    let known: Vec<&Break> = open.iter().filter(same).copied().collect();
+    let told: BTreeSet<&str> = known.iter().flat_map(|b| columns(&b.cause).0).collect();
+    let rest: Vec<&str> = wrong.difference(&told).copied().collect();
+    let was_material = known.iter().any(|b| b.severity == Severity::Material);
     let mut new = finding.clone();
-    match (
-        open.iter().find(|b| split.known.contains(&b.break_id)),
-        version,
-    ) {
-        (None, _) => split.new.push(new),
+    let is_new = match (known.first(), version) {
+        (None, _) => true,
         (Some(_), Some(version)) if !rest.is_empty() => {
             new.cause = format!("{}:{version}", rest.join("+"));
-            split.new.push(new);
+            true
         }
         // It got worse: what was said of it, an explanation too, was of less.
-        (Some(known), _) if finding.severity == Severity::Material && worst.is_none() => {
-            new.cause.clone_from(&known.cause);
-            split.new.push(new);
+        (Some(first), _) if finding.severity == Severity::Material && !was_material => {
+            new.cause.clone_from(&first.cause);
+            true
         }
-        _ => {}
+        _ => false,
+    };
+    Split {
+        known: known.iter().map(|b| b.break_id).collect(),
+        new: if is_new { vec![new] } else { Vec::new() },
     }
-    split
 }
 
 #[cfg(test)]

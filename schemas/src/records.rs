@@ -253,6 +253,12 @@ impl LedgerEntry {
     /// What the names of [`LedgerEntry::commits_of`] begin with.
     pub const COMMITS_OF: &'static str = "commits.";
 
+    /// Each interval that has such a total, and the total.
+    pub fn commits_by_interval(&self) -> impl Iterator<Item = (&str, i64)> {
+        let totals = self.totals.iter();
+        totals.filter_map(|(name, n)| Some((name.strip_prefix(Self::COMMITS_OF)?, *n)))
+    }
+
     /// A running total; `None` if the entry's writer does not keep it.
     pub fn total(&self, name: &str) -> Option<i64> {
         let found = self.totals.iter().find(|(n, _)| n == name);

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use finlake_schemas::keys;
 
 use super::compare::Sides;
+use super::range::instrument;
 
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,10 +25,7 @@ impl Wanted {
     /// `source:symbol:`, as every key of the instrument begins.
     fn prefix(&self) -> Vec<u8> {
         let (Wanted::Bar { source, symbol, .. } | Wanted::Instrument { source, symbol }) = self;
-        let mut prefix = Vec::new();
-        keys::input(source, symbol, &mut prefix);
-        prefix.push(b':');
-        prefix
+        instrument(source, symbol)
     }
 
     fn is_bar(&self, key: &[u8]) -> bool {

@@ -393,6 +393,11 @@ async fn closes(tables: &Tables, days: Range<i32>) -> Result<BTreeSet<(Vec<u8>, 
         .interval(DAILY)
         .flag("retracted", false)
         .dates(days);
+    Ok(days_of(tables, filter).await?.into_iter().collect())
+}
+
+/// Instrument (`source:symbol:`) and day of the bars that pass a filter.
+async fn days_of(tables: &Tables, filter: Filter) -> Result<Vec<(Vec<u8>, i32)>> {
     let scan = Scan::columns(&["source", "symbol", "trade_date"]).filter(filter);
     let batch = tables.silver.collect(&scan).await?;
     let (source, symbol) = (
@@ -400,15 +405,12 @@ async fn closes(tables: &Tables, days: Range<i32>) -> Result<BTreeSet<(Vec<u8>, 
         live::texts(&batch, "symbol")?,
     );
     let date = live::column::<arrow::datatypes::Date32Type>(&batch, "trade_date")?;
-    let mut found = BTreeSet::new();
-    for i in 0..batch.num_rows() {
-        found.insert((instrument(source.value(i), symbol.value(i)), date.value(i)));
-    }
-    Ok(found)
+    let of = |i| (instrument(source.value(i), symbol.value(i)), date.value(i));
+    Ok((0..batch.num_rows()).map(of).collect())
 }
 
 /// `source:symbol:`.
-fn instrument(source: &str, symbol: &str) -> Vec<u8> {
+pub(super) fn instrument(source: &str, symbol: &str) -> Vec<u8> {
     let mut key = Vec::new();
     finlake_schemas::keys::input(source, symbol, &mut key);
     key.push(b':');
@@ -421,17 +423,9 @@ async fn closes_before(tables: &Tables, first: i32, n: usize) -> Result<i32> {
         .current()
         .interval(DAILY)
         .dates(EARLIEST..first);
-    let scan = Scan::columns(&["source", "symbol", "trade_date"]).filter(filter);
-    let batch = tables.silver.collect(&scan).await?;
-    let (source, symbol) = (
-        live::texts(&batch, "source")?,
-        live::texts(&batch, "symbol")?,
-    );
-    let date = live::column::<arrow::datatypes::Date32Type>(&batch, "trade_date")?;
-    let mut closes: BTreeMap<(&str, &str), Vec<i32>> = BTreeMap::new();
-    for i in 0..batch.num_rows() {
-        let key = (source.value(i), symbol.value(i));
-        closes.entry(key).or_default().push(date.value(i));
+    let mut closes: BTreeMap<Vec<u8>, Vec<i32>> = BTreeMap::new();
+    for (instrument, day) in days_of(tables, filter).await? {
+        closes.entry(instrument).or_default().push(day);
     }
     let firsts = closes.into_values().map(|mut dates| {
         dates.sort_unstable();

@@ -34,10 +34,7 @@ fn trades(world: &World, from: i64, to: i64) -> Vec<Message> {
                 first_trade_id: None,
                 last_trade_id: None,
             };
-            let (mut key, mut value) = (Vec::new(), Vec::new());
-            tick.key(&mut key);
-            world.codec.encode_tick(&tick, 2, &mut value).unwrap();
-            out.push(Message { key, value });
+            out.push(world.message(&tick));
         }
     }
     out

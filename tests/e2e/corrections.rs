@@ -7,7 +7,7 @@ use finlake::demo::market::Message;
 use finlake::ingest::{KafkaOut, Out};
 use finlake::output::format_instant;
 use finlake_devkafka::DevKafka;
-use finlake_schemas::{Assertion, BarContent, Dec8, Dec16, LedgerEntry, Tick, topics};
+use finlake_schemas::{Assertion, BarContent, Dec8, Dec16, LedgerEntry, topics};
 use serde_json::Value;
 
 use crate::exact::{World, market};
@@ -293,23 +293,7 @@ const LAST: i64 = 1_767_571_200_000_000 + 86_400_000_000 - 60_000_000;
 
 /// A trade of one unit, so many seconds into that minute.
 fn trade(world: &World, id: i64, second: i64, price: i64) -> Message {
-    let tick = Tick {
-        source: "sim",
-        symbol: "PAST-USD",
-        trade_id: id,
-        price: Dec8(i128::from(price) * 100_000_000),
-        quantity: Dec8(100_000_000),
-        trade_time: LAST + second * 1_000_000,
-        event_time: None,
-        buyer_maker: None,
-        ingest_time: None,
-        first_trade_id: None,
-        last_trade_id: None,
-    };
-    let (mut key, mut value) = (Vec::new(), Vec::new());
-    tick.key(&mut key);
-    world.codec.encode_tick(&tick, 2, &mut value).unwrap();
-    Message { key, value }
+    world.trade("PAST-USD", id, LAST + second * 1_000_000, price)
 }
 
 /// Versions of a key as the command lists them.

@@ -9,7 +9,7 @@ use finlake::config::{Config, Inputs};
 use finlake::generate::Rng;
 use finlake_devkafka::DevKafka;
 use finlake_schemas::registry::{RegistryConfig, Subject};
-use finlake_schemas::{Codec, topics};
+use finlake_schemas::{Codec, Dec8, Tick, topics};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
@@ -119,6 +119,37 @@ impl World {
             .args(["topics", "create"])
             .run(secs(60))
             .ok();
+    }
+
+    /// A tick as a record.
+    pub fn message(&self, tick: &Tick<'_>) -> finlake::demo::market::Message {
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        tick.key(&mut key);
+        self.codec.encode_tick(tick, 2, &mut value).unwrap();
+        finlake::demo::market::Message { key, value }
+    }
+
+    /// A trade of one coin; `time` in µs.
+    pub fn trade(
+        &self,
+        symbol: &str,
+        id: i64,
+        time: i64,
+        price: i64,
+    ) -> finlake::demo::market::Message {
+        self.message(&Tick {
+            source: "sim",
+            symbol,
+            trade_id: id,
+            price: Dec8(i128::from(price) * 100_000_000),
+            quantity: Dec8(100_000_000),
+            trade_time: time,
+            event_time: None,
+            buyer_maker: None,
+            ingest_time: None,
+            first_trade_id: None,
+            last_trade_id: None,
+        })
     }
 
     /// Sends messages in order; partition by murmur2 of the key.

@@ -12,7 +12,7 @@ use finlake::demo::market::Message;
 use finlake_devkafka::DevKafka;
 use finlake_lakehouse::Table;
 use finlake_lakehouse::faults::{Fault, Faults as LakeFaults, Plant, Point};
-use finlake_schemas::{Dec8, Tick, topics};
+use finlake_schemas::topics;
 use finlake_topology::faults::Faults as TaskFaults;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::producer::{BaseProducer, Producer};
@@ -355,23 +355,7 @@ fn committed(world: &World) -> Vec<i64> {
 fn days(world: &World) -> (Vec<Message>, Message) {
     let day = 86_400_000_000;
     let message = |id: i64, time: i64| {
-        let tick = Tick {
-            source: "sim",
-            symbol: "DAY-USD",
-            trade_id: id,
-            price: Dec8(i128::from(1_000 + id * id % 17) * 100_000_000),
-            quantity: Dec8(100_000_000),
-            trade_time: FIRST_DAY * day + time,
-            event_time: None,
-            buyer_maker: None,
-            ingest_time: None,
-            first_trade_id: None,
-            last_trade_id: None,
-        };
-        let (mut key, mut value) = (Vec::new(), Vec::new());
-        tick.key(&mut key);
-        world.codec.encode_tick(&tick, 2, &mut value).unwrap();
-        Message { key, value }
+        world.trade("DAY-USD", id, FIRST_DAY * day + time, 1_000 + id * id % 17)
     };
     let ordinary = (0..15).map(|n| message(n, n / 3 * day + (n % 3 + 1) * 3_600_000_000));
     (ordinary.collect(), message(15, 2 * day - 1))

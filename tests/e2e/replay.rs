@@ -15,7 +15,7 @@ use finlake::demo::market::Message;
 use finlake_devkafka::DevKafka;
 use finlake_lakehouse::faults::tamper;
 use finlake_lakehouse::{Filter, LakeConfig, Lakehouse, Scan, Table};
-use finlake_schemas::{Dec8, Tick, topics};
+use finlake_schemas::topics;
 use futures::TryStreamExt;
 
 use crate::exact::{PARTITIONS, World, market};
@@ -56,23 +56,7 @@ impl World {
 }
 
 fn tick(world: &World, id: i64, time: i64, price: i64) -> Message {
-    let tick = Tick {
-        source: "sim",
-        symbol: "LATE-USD",
-        trade_id: id,
-        price: Dec8(i128::from(price) * 100_000_000),
-        quantity: Dec8(100_000_000),
-        trade_time: time,
-        event_time: None,
-        buyer_maker: None,
-        ingest_time: None,
-        first_trade_id: None,
-        last_trade_id: None,
-    };
-    let (mut key, mut value) = (Vec::new(), Vec::new());
-    tick.key(&mut key);
-    world.codec.encode_tick(&tick, 2, &mut value).unwrap();
-    Message { key, value }
+    world.trade("LATE-USD", id, time, price)
 }
 
 #[test]
