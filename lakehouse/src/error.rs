@@ -6,6 +6,11 @@
 
 use crate::tables::Table;
 
+/// A snapshot as a person reads it.
+fn snapshot(id: Option<i64>) -> String {
+    id.map_or("no snapshot".to_owned(), |id| format!("snapshot {id}"))
+}
+
 /// Result of everything in this crate that does I/O or decides on tables.
 pub type Result<T> = std::result::Result<T, LakeError>;
 
@@ -15,9 +20,10 @@ pub enum LakeError {
     /// Another engine rolled the table back or set a snapshot that does not descend from ours;
     /// the positions in the table properties can no longer be trusted.
     #[error(
-        "table_moved: {table} is at snapshot {current:?}, which does not follow {expected} by \
-         `replace` snapshots only; inspect what the other engine did, then run \
-         `finlake tables adopt {table}`"
+        "table_moved: {table} is at {}, which does not follow {expected} by `replace` snapshots \
+         only; inspect what the other engine did, then run \
+         `finlake tables adopt {table}`",
+        snapshot(*current)
     )]
     TableMoved {
         /// Table concerned.

@@ -122,6 +122,37 @@ impl<'a> Texts<'a> {
     }
 }
 
+/// The number of each row's instrument; looked up only where it changes.
+struct Symbols<'a> {
+    sources: Texts<'a>,
+    symbols: Texts<'a>,
+    last: Option<((i32, i32), u32)>,
+}
+
+impl<'a> Symbols<'a> {
+    fn of(batch: &'a RecordBatch) -> Result<Symbols<'a>> {
+        Ok(Symbols {
+            sources: Texts::of(batch, "source")?,
+            symbols: Texts::of(batch, "symbol")?,
+            last: None,
+        })
+    }
+
+    #[inline]
+    fn number(&mut self, at: usize, names: &mut Names) -> u32 {
+        let met = (self.sources.id(at), self.symbols.id(at));
+        if let Some((of, number)) = self.last
+            && of == met
+        {
+            return number;
+        }
+        let (source, symbol) = (self.sources.get(at), self.symbols.get(at));
+        let number = names.id(source.unwrap_or_default(), symbol.unwrap_or_default());
+        self.last = Some((met, number));
+        number
+    }
+}
+
 fn flags<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a arrow::array::BooleanArray> {
     column(batch, name)?
         .as_boolean_opt()
@@ -192,8 +223,7 @@ pub fn bars(
 ) -> Result<u64> {
     let tick_ids = column(batch, "tick_id")?;
     let id_texts = Plain::of(tick_ids, "tick_id")?;
-    let sources = Texts::of(batch, "source")?;
-    let symbols = Texts::of(batch, "symbol")?;
+    let mut symbols = Symbols::of(batch)?;
     let intervals = Texts::of(batch, "bar_interval")?;
     let stages = Texts::of(batch, "stage")?;
     let origins = Texts::of(batch, "origin")?;
@@ -217,7 +247,6 @@ pub fn bars(
     let (partition, kafka_offset) = (ints(batch, "kafka_partition")?, l("kafka_offset")?);
     let list = rules.intervals.list();
     let mut others = 0;
-    let mut last: Option<((i32, i32), u32)> = None;
     for at in 0..batch.num_rows() {
         let p = usize::try_from(partition.or(at, -1)).unwrap_or(usize::MAX);
         if p >= out.len() {
@@ -232,18 +261,7 @@ pub fn bars(
             others += 1;
             continue;
         };
-        let name = (sources.id(at), symbols.id(at));
-        let symbol = match last {
-            Some((seen, id)) if seen == name => id,
-            _ => {
-                let id = names.id(
-                    sources.get(at).unwrap_or_default(),
-                    symbols.get(at).unwrap_or_default(),
-                );
-                last = Some((name, id));
-                id
-            }
-        };
+        let symbol = symbols.number(at, names);
         let to = sys_to.or(at, 0);
         let beyond = to > limit && to != open_end;
         out[p].push(BarRow {
@@ -344,8 +362,7 @@ pub fn closes(
     open_end: i64,
     out: &mut Vec<Close>,
 ) -> Result<()> {
-    let sources = Texts::of(batch, "source")?;
-    let symbols = Texts::of(batch, "symbol")?;
+    let mut symbols = Symbols::of(batch)?;
     let stages = Texts::of(batch, "stage")?;
     let date = dates(batch, "trade_date")?;
     let close = decimals(batch, "close")?;
@@ -359,10 +376,7 @@ pub fn closes(
         }
         let to = sys_to.or(at, 0);
         out.push(Close {
-            symbol: names.id(
-                sources.get(at).unwrap_or_default(),
-                symbols.get(at).unwrap_or_default(),
-            ),
+            symbol: symbols.number(at, names),
             date: date.or(at, 0),
             close: close.or(at, 0),
             sys_from: from,
@@ -385,8 +399,7 @@ pub fn metrics(
     out: &mut Vec<MetricsRow>,
 ) -> Result<()> {
     let ids = Plain::of(column(batch, "metric_id")?, "metric_id")?;
-    let sources = Texts::of(batch, "source")?;
-    let symbols = Texts::of(batch, "symbol")?;
+    let mut symbols = Symbols::of(batch)?;
     let date = dates(batch, "trade_date")?;
     let close = decimals(batch, "close")?;
     let t = |name: &str| instants(batch, name);
@@ -415,10 +428,7 @@ pub fn metrics(
         let to = sys_to.or(at, 0);
         let beyond = to > limit && to != open_end;
         out.push(MetricsRow {
-            symbol: names.id(
-                sources.get(at).unwrap_or_default(),
-                symbols.get(at).unwrap_or_default(),
-            ),
+            symbol: symbols.number(at, names),
             date: date.or(at, 0),
             metric_id: uuid(ids.get(at)),
             close: close.or(at, 0),

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use finlake_schemas::{Break, BreakKind, LedgerEntry};
 
-use crate::findings::{COUNTED_WHOLE, Finding, Findings, Layer, TOTAL};
+use crate::changes::COUNTED_WHOLE;
+use crate::findings::{Finding, Findings, Layer, TOTAL};
 
 /// Where rows of a commit come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,6 +11,7 @@ pub mod asserted;
 pub mod bisect;
 pub mod books;
 pub mod bronze;
+mod changes;
 pub mod columns;
 pub mod counts;
 pub mod drift;
@@ -30,7 +31,8 @@ pub mod trades;
 pub mod versions;
 
 pub use books::Books;
-pub use findings::{Changes, Finding, Findings, Layer, TOTAL, changes, resolved};
+pub use changes::{Changes, changes, resolved};
+pub use findings::{Finding, Findings, Layer, TOTAL};
 pub use ledger::{LedgerAudit, TaskAudit};
 pub use run::{Options, Pins, Records, Report, Stretch, Watch};
 pub use scope::{Looked, Scope};

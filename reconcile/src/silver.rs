@@ -64,7 +64,7 @@ pub struct Moment {
     pub asserted_until: i64,
     /// By interval, as they are configured: the commits in which its bars were made. Nothing for an
     /// interval: all of them.
-    pub made: Vec<Vec<Made>>,
+    pub made: Arc<[Vec<Made>]>,
 }
 
 /// What a bar is called.

@@ -23,8 +23,6 @@ pub fn vendor_columns() -> Vec<&'static str> {
 
 /// What both have.
 struct Common<'a> {
-    source: Texts<'a>,
-    symbol: Texts<'a>,
     interval: Texts<'a>,
     start: Numbers<'a, i64>,
     values: [Numbers<'a, i128>; 5],
@@ -33,11 +31,9 @@ struct Common<'a> {
 
 impl<'a> Common<'a> {
     fn of(batch: &'a RecordBatch) -> Result<Common<'a>> {
-        let [source, symbol, interval, start] = NAMES;
+        let [_, _, interval, start] = NAMES;
         let [open, high, low, close, volume] = VALUES.map(|name| decimals(batch, name));
         Ok(Common {
-            source: Texts::of(batch, source)?,
-            symbol: Texts::of(batch, symbol)?,
             interval: Texts::of(batch, interval)?,
             start: instants(batch, start)?,
             values: [open?, high?, low?, close?, volume?],
@@ -66,6 +62,7 @@ pub fn assertions(
     out: &mut Assertions,
 ) -> Result<()> {
     let common = Common::of(batch)?;
+    let mut symbols = Symbols::of(batch)?;
     let expected = instants(batch, "expected_sys_from")?;
     let retracted = flags(batch, "retracted")?;
     let list = rules.intervals.list();
@@ -77,10 +74,7 @@ pub fn assertions(
         };
         let [open, high, low, close, volume] = values;
         let key = BarKey {
-            symbol: names.id(
-                common.source.get(at).unwrap_or_default(),
-                common.symbol.get(at).unwrap_or_default(),
-            ),
+            symbol: symbols.number(at, names),
             interval: interval as u8,
             start,
         };
@@ -118,14 +112,15 @@ pub struct VendorBar<'a> {
 /// [`BadColumn`].
 pub fn vendors(batch: &RecordBatch, mut take: impl FnMut(VendorBar<'_>)) -> Result<()> {
     let common = Common::of(batch)?;
+    let (source, symbol) = (Texts::of(batch, "source")?, Texts::of(batch, "symbol")?);
     let basis = Texts::of(batch, "basis")?;
     for at in 0..batch.num_rows() {
         let Some((start, values)) = common.content(at) else {
             continue;
         };
         take(VendorBar {
-            source: common.source.get(at).unwrap_or_default(),
-            symbol: common.symbol.get(at).unwrap_or_default(),
+            source: source.get(at).unwrap_or_default(),
+            symbol: symbol.get(at).unwrap_or_default(),
             interval: common.interval.get(at).unwrap_or_default(),
             as_quoted: basis.get(at) == Some("as_quoted"),
             start,

@@ -56,17 +56,11 @@ impl Stamps {
         self.schemas.extend(other.schemas);
     }
 
-    /// Looks at the rows of a batch that are not beyond the cut; `ledger`: schema ids will be compared.
+    /// Looks at the rows of a batch that are not beyond the cut.
     ///
     /// # Errors
     /// [`BadColumn`].
-    pub(super) fn take(
-        &mut self,
-        batch: &RecordBatch,
-        until: &[i64],
-        open_end: i64,
-        ledger: bool,
-    ) -> Result<()> {
+    pub(super) fn take(&mut self, batch: &RecordBatch, until: &[i64], open_end: i64) -> Result<()> {
         let t = |name: &str| instants(batch, name);
         let (valid_to, sys_to) = (t("valid_to")?, t("sys_to")?);
         let current = flags(batch, "is_current")?;
@@ -92,15 +86,12 @@ impl Stamps {
                 (0..rows).all(|at| valid_from.get(at) == starts(at)),
             ),
         ];
-        if ledger {
-            self.note_schemas(batch, until)?;
-        }
         if good.iter().all(|(_, good)| *good) {
             return Ok(());
         }
         let place = Place::of(batch, until)?;
         for at in 0..rows {
-            let Some((p, offset, _)) = place.at(at) else {
+            let Some((p, offset)) = place.at(at) else {
                 continue;
             };
             let right = [
@@ -116,34 +107,12 @@ impl Stamps {
         }
         Ok(())
     }
-
-    fn note_schemas(&mut self, batch: &RecordBatch, until: &[i64]) -> Result<()> {
-        let (ids, sources) = (ints(batch, "schema_id")?, Texts::of(batch, "source")?);
-        let place = Place::of(batch, until)?;
-        let mut last = None;
-        for at in 0..batch.num_rows() {
-            let Some((p, _, commit)) = place.at(at) else {
-                continue;
-            };
-            // One that did not decode may bear any number.
-            if sources.id(at) < 0 {
-                continue;
-            }
-            let met = (p, commit, ids.or(at, -1));
-            if last != Some(met) {
-                last = Some(met);
-                self.schemas.insert(met);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Where rows come from.
 struct Place<'a> {
     partitions: Numbers<'a, i32>,
     offsets: Numbers<'a, i64>,
-    commits: Numbers<'a, i64>,
     system: Numbers<'a, i64>,
     until: &'a [i64],
 }
@@ -153,18 +122,17 @@ impl<'a> Place<'a> {
         Ok(Place {
             partitions: ints(batch, "kafka_partition")?,
             offsets: longs(batch, "kafka_offset")?,
-            commits: longs(batch, "commit")?,
             system: instants(batch, "sys_from")?,
             until,
         })
     }
 
-    /// Partition, offset and commit of a row within the cut.
+    /// Partition and offset of a row within the cut.
     #[inline]
-    fn at(&self, at: usize) -> Option<(usize, i64, i64)> {
+    fn at(&self, at: usize) -> Option<(usize, i64)> {
         let p = usize::try_from(self.partitions.or(at, -1)).ok()?;
         let limit = self.until.get(p)?;
         let within = self.system.or(at, i64::MIN) <= *limit;
-        within.then(|| (p, self.offsets.or(at, -1), self.commits.or(at, -1)))
+        within.then(|| (p, self.offsets.or(at, -1)))
     }
 }

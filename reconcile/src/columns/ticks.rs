@@ -55,10 +55,8 @@ pub fn ids(
     mut take: impl FnMut(usize, u32, i64, i64),
 ) -> Result<()> {
     let partitions = ints(batch, "kafka_partition")?;
-    let sources = Texts::of(batch, "source")?;
-    let symbols = Texts::of(batch, "symbol")?;
+    let mut symbols = Symbols::of(batch)?;
     let (ids, system) = (longs(batch, "trade_id")?, instants(batch, "sys_from")?);
-    let mut last: Option<((i32, i32), u32)> = None;
     for at in 0..batch.num_rows() {
         let p = usize::try_from(partitions.or(at, -1)).unwrap_or(usize::MAX);
         let sys_from = system.or(at, i64::MIN);
@@ -68,15 +66,7 @@ pub fn ids(
         if sys_from > *limit || id < 0 {
             continue;
         }
-        let met = (sources.id(at), symbols.id(at));
-        let symbol = match last {
-            Some((of, symbol)) if of == met => symbol,
-            _ => {
-                let (source, symbol) = (sources.get(at), symbols.get(at));
-                names.id(source.unwrap_or_default(), symbol.unwrap_or_default())
-            }
-        };
-        last = Some((met, symbol));
+        let symbol = symbols.number(at, names);
         take(p, symbol, id, sys_from);
     }
     Ok(())
@@ -202,10 +192,15 @@ impl Bronze {
             Hashed::Sums | Hashed::Rows => Some(Extra::of(batch)?),
         };
         let mut instrument: Option<Instrument<'_>> = None;
-        let mut commit = (usize::MAX, i64::MIN);
+        // What the ledger says of schemas is compared where stamps are.
+        let schemas = match (&self.stamps, books) {
+            (Some(_), Some(_)) => Some(ints(batch, "schema_id")?),
+            _ => None,
+        };
+        let mut commit = (usize::MAX, i64::MIN, None);
         let mut stamped = None;
         if let Some(stamps) = &mut self.stamps {
-            stamps.take(batch, until, OPEN_END, books.is_some())?;
+            stamps.take(batch, until, OPEN_END)?;
         }
         for at in 0..batch.num_rows() {
             let p = usize::try_from(partitions.or(at, -1)).unwrap_or(usize::MAX);
@@ -239,8 +234,13 @@ impl Bronze {
             }
             let Some(of) = &instrument else { continue };
             let number = commits.or(at, -1);
-            if commit != (p, number) {
-                commit = (p, number);
+            // A record that did not decode may bear any.
+            let schema = schemas.filter(|_| met.1 >= 0).map(|ids| ids.or(at, -1));
+            if commit != (p, number, schema) {
+                commit = (p, number, schema);
+                if let (Some(stamps), Some(id)) = (&mut self.stamps, schema) {
+                    stamps.schemas.insert((p, number, id));
+                }
                 if self.room > 0 {
                     self.slices[p].reserve(std::mem::take(&mut self.room));
                 }

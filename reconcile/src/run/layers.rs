@@ -66,6 +66,8 @@ struct Walk<'a> {
     /// Newest commit that the ledger shows within the cut, and whether it was a graceful stop's, by
     /// partition.
     newest: Vec<Option<(i64, bool)>>,
+    /// Of each configured interval the commits up to the cut in which its bars were made, by partition.
+    made: Vec<Arc<[Vec<Made>]>>,
     /// What was asserted of bars, and the commit up to which Bronze holds that, by partition.
     asserted: Arc<Assertions>,
     asserted_until: Vec<i64>,
@@ -181,6 +183,8 @@ impl Run<'_> {
             None => self.cut(&[bronze]),
         };
         let total = bronze.files(&filter).await?.iter().map(|f| f.rows).sum();
+        let newest = self.newest(&until);
+        let made = self.made(&newest);
         for by_folder in [true, false] {
             let partitions = until.len();
             let walk = Walk {
@@ -191,7 +195,8 @@ impl Run<'_> {
                 seen: vec![Seen::default(); partitions],
                 around: vec![Seen::default(); partitions],
                 stream_times: vec![BTreeMap::new(); partitions],
-                newest: self.newest(&until),
+                newest: newest.clone(),
+                made: made.clone(),
                 asserted: Arc::default(),
                 asserted_until: vec![i64::MAX; partitions],
                 check,
@@ -258,15 +263,18 @@ impl Run<'_> {
         (0..).zip(until).map(of).collect()
     }
 
-    /// Of each interval the commits in which its bars were made, up to the cut.
-    fn made(&self, p: usize, newest: Option<(i64, bool)>) -> Vec<Vec<Made>> {
-        let partition = i32::try_from(p).unwrap_or(i32::MAX);
-        let cut = newest.map_or(i64::MAX, |(commit, _)| commit);
-        let of = |b: &Books| {
-            let list = self.options.market.intervals.list().iter();
-            list.map(|i| b.made(partition, i.name(), cut)).collect()
+    /// Of each interval the commits in which its bars were made, up to the cut, by partition.
+    fn made(&self, newest: &[Option<(i64, bool)>]) -> Vec<Arc<[Vec<Made>]>> {
+        let Some(books) = self.books else {
+            return vec![Arc::default(); newest.len()];
         };
-        self.books.map(of).unwrap_or_default()
+        let intervals = self.options.market.intervals.list();
+        let of = |(p, newest): (i32, &Option<(i64, bool)>)| {
+            let cut = newest.map_or(i64::MAX, |(commit, _)| commit);
+            let made = intervals.iter().map(|i| books.made(p, i.name(), cut));
+            made.collect()
+        };
+        (0..).zip(newest).map(of).collect()
     }
 
     /// The scope with a span of days, in a filter.
@@ -504,7 +512,7 @@ impl Run<'_> {
             commit_times,
             asserted: walk.asserted.clone(),
             asserted_until: walk.asserted_until[p],
-            made: self.made(p, newest),
+            made: walk.made[p].clone(),
         };
         let market = &self.options.market;
         let out = &mut span.findings;

@@ -1,6 +1,7 @@
 //! What a check that looked could not judge: it finds nothing, and a break from before stays open.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use finlake_market::{Interval, Intervals, Limits, Ohlcv, Point};
 use finlake_schemas::{Dec8, Dec16, Stage};
@@ -106,7 +107,7 @@ fn moment(stream: i64, ago: i64) -> Moment {
         commit_times: [(7, 1_000 - ago)].into(),
         asserted: Default::default(),
         asserted_until: i64::MAX,
-        made: Vec::new(),
+        made: Arc::default(),
     }
 }
 
@@ -133,11 +134,12 @@ fn of_an_interval_nothing_is_missed_while_it_was_not_configured() {
             last,
         });
         let moment = Moment {
-            made: vec![vec![Made {
+            made: [vec![Made {
                 from,
                 began: Vec::new(),
                 end,
-            }]],
+            }]]
+            .into(),
             ..moment(MINUTE, 500)
         };
         let (offset, cause) = match row {
@@ -172,11 +174,12 @@ fn what_a_bar_lacked_when_its_interval_was_added_is_held_against_its_newest_vers
         let mut second = row(0, MINUTE, Stage::Closed);
         (second.sys_from, second.prev_sys_from, second.revision) = (20, Some(1), 1);
         let moment = Moment {
-            made: vec![vec![Made {
+            made: [vec![Made {
                 from: 1,
                 began: vec![("s".to_owned(), began)],
                 end: None,
-            }]],
+            }]]
+            .into(),
             ..moment(MINUTE, 500)
         };
         let (mut rows, mut out) = (vec![first.clone(), second], Findings::default());
