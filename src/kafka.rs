@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use finlake_topology::kafka::{Closing, Member};
 use parking_lot::Mutex;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
@@ -54,19 +55,34 @@ pub fn reachable(config: &Config) -> bool {
 
 /// Notes which partitions of a subscription came (`true`) and went, in order.
 #[derive(Default)]
-pub struct Moves(pub Mutex<Vec<(bool, Vec<i32>)>>);
+pub struct Moves {
+    pub noted: Mutex<Vec<(bool, Vec<i32>)>>,
+    closing: Closing,
+}
+
+impl AsRef<Closing> for Moves {
+    fn as_ref(&self) -> &Closing {
+        &self.closing
+    }
+}
 
 impl ClientContext for Moves {}
 
 impl ConsumerContext for Moves {
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, event: &Rebalance<'_>) {
-        let (came, list) = match event {
-            Rebalance::Assign(list) => (true, list),
-            Rebalance::Revoke(list) => (false, list),
-            Rebalance::Error(_) => return,
-        };
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        err: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        match self.closing.rebalance(consumer, err, list) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(e) => tracing::warn!("answering a rebalance: {e}"),
+        }
+        let came = err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         let partitions = list.elements().iter().map(|e| e.partition()).collect();
-        self.0.lock().push((came, partitions));
+        self.noted.lock().push((came, partitions));
     }
 }
 
@@ -75,7 +91,7 @@ impl ConsumerContext for Moves {
 ///
 /// # Errors
 /// Impossible client settings.
-pub fn member(config: &Config, group: &str, topic: &str) -> Result<BaseConsumer<Moves>> {
+pub fn member(config: &Config, group: &str, topic: &str) -> Result<Member<Moves>> {
     let consumer: BaseConsumer<Moves> = client(config)
         .set("group.id", group)
         .set("enable.auto.commit", "false")
@@ -86,7 +102,7 @@ pub fn member(config: &Config, group: &str, topic: &str) -> Result<BaseConsumer<
         .set("auto.offset.reset", "earliest")
         .create_with_context(Moves::default())?;
     consumer.subscribe(&[topic])?;
-    Ok(consumer)
+    Ok(Member::new(consumer))
 }
 
 /// First and next offset of each partition of a topic; empty if there is no such topic.

@@ -46,6 +46,7 @@ checks! {
     groups::cooperative_sticky,
     groups::static_member_restart,
     groups::static_member_fenced,
+    groups::close_unanswered,
     groups::session_timeout,
     groups::commit_and_describe,
     groups::commit_of_what_others_own,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use finlake_lakehouse::{Lakehouse, Table};
 use finlake_schemas::{Codec, topics};
+use finlake_topology::kafka::Member;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Message, Offset};
 use tokio::runtime::Handle;
@@ -110,7 +111,7 @@ enum Seat {
 }
 
 struct Worker {
-    consumer: Arc<BaseConsumer<Turns>>,
+    consumer: Arc<Member<Turns>>,
     auditor: Auditor,
     metrics: Arc<Metrics>,
     seat: Seat,

@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use finlake_reconcile::TaskAudit;
 use finlake_schemas::topics;
+use finlake_topology::kafka::{Closing, Member};
 use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::types::RDKafkaRespErr;
@@ -46,12 +47,21 @@ pub(super) enum Turn {
 
 /// Answers rebalances and notes the newest.
 #[derive(Default)]
-pub(super) struct Turns(Mutex<Option<Turn>>);
+pub(super) struct Turns {
+    newest: Mutex<Option<Turn>>,
+    closing: Closing,
+}
 
 impl Turns {
     /// The newest rebalance since it was last asked.
     pub fn take(&self) -> Option<Turn> {
-        self.0.lock().take()
+        self.newest.lock().take()
+    }
+}
+
+impl AsRef<Closing> for Turns {
+    fn as_ref(&self) -> &Closing {
+        &self.closing
     }
 }
 
@@ -64,6 +74,9 @@ impl ConsumerContext for Turns {
         err: RDKafkaRespErr,
         list: &mut TopicPartitionList,
     ) {
+        if self.closing.answers(consumer) {
+            return;
+        }
         let (turn, answered) = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 let turn = match list.find_partition(topics::LEDGER, FIRST) {
@@ -77,7 +90,7 @@ impl ConsumerContext for Turns {
         if let Err(e) = answered {
             tracing::warn!("audit: answering a rebalance: {e}");
         }
-        *self.0.lock() = Some(turn);
+        *self.newest.lock() = Some(turn);
     }
 }
 
@@ -91,7 +104,7 @@ pub(super) fn group(config: &Config) -> String {
 ///
 /// # Errors
 /// Impossible client settings.
-pub(super) fn join(config: &Config) -> Result<BaseConsumer<Turns>> {
+pub(super) fn join(config: &Config) -> Result<Member<Turns>> {
     let session = config.stream.session_timeout.as_millis();
     let consumer: BaseConsumer<Turns> = kafka::client(config)
         .set("group.id", group(config))
@@ -106,7 +119,7 @@ pub(super) fn join(config: &Config) -> Result<BaseConsumer<Turns>> {
         .set("auto.offset.reset", "earliest")
         .create_with_context(Turns::default())?;
     consumer.subscribe(&[topics::LEDGER])?;
-    Ok(consumer)
+    Ok(Member::new(consumer))
 }
 
 /// Hands the kept states to the auditor and reads all partitions from there on.

@@ -51,7 +51,7 @@ impl BreaksThread {
                             tracing::warn!("quality.breaks: {e:#}; trying again");
                             // The group's assignment stands: what was owned is begun anew.
                             let owned = owned(&consumer);
-                            consumer.context().0.lock().push((true, owned));
+                            consumer.context().noted.lock().push((true, owned));
                             std::thread::sleep(Duration::from_millis(200) * 2u32.pow(failures));
                         }
                     }
@@ -108,7 +108,7 @@ fn follow(
                 Err(e) => return Err(e.into()),
             }
         }
-        let events = std::mem::take(&mut *consumer.context().0.lock());
+        let events = std::mem::take(&mut *consumer.context().noted.lock());
         for (came, partitions) in events {
             if came {
                 runtime.block_on(sink.assign(&partitions))?;

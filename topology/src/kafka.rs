@@ -10,6 +10,7 @@
 mod config;
 mod consumer;
 mod errors;
+mod member;
 mod producer;
 mod restore;
 
@@ -20,6 +21,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 pub use config::KafkaConfig;
 pub use consumer::AttachedConsumer;
+pub use member::{Closing, Member};
 
 use crate::broker::{Bounds, Broker, ClusterFacts, Event, PollLimits, TopicFacts};
 use crate::builder::Topology;

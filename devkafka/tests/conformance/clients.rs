@@ -4,12 +4,39 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{Consumer, ConsumerContext};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
+
+use super::member::{Closing, Member};
+
+/// Answers rebalances as rdkafka does by itself.
+#[derive(Default)]
+pub struct Usual(Closing);
+
+impl AsRef<Closing> for Usual {
+    fn as_ref(&self) -> &Closing {
+        &self.0
+    }
+}
+
+impl ClientContext for Usual {}
+
+impl ConsumerContext for Usual {
+    fn rebalance(&self, of: &BaseConsumer, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        self.0.rebalance(of, err, list).unwrap();
+    }
+}
+
+pub type BaseConsumer<C = Usual> = rdkafka::consumer::BaseConsumer<C>;
+
+pub fn create(config: &ClientConfig) -> Member<Usual> {
+    Member::new(config.create_with_context(Usual::default()).unwrap())
+}
 
 pub const WAIT: Duration = Duration::from_secs(30);
 
@@ -120,10 +147,8 @@ pub async fn send(
         .offset
 }
 
-pub fn consumer(bootstrap: &str, group: &str, isolation: &str) -> BaseConsumer {
-    consumer_config(bootstrap, group, isolation)
-        .create()
-        .unwrap()
+pub fn consumer(bootstrap: &str, group: &str, isolation: &str) -> Member<Usual> {
+    create(&consumer_config(bootstrap, group, isolation))
 }
 
 pub fn consumer_config(bootstrap: &str, group: &str, isolation: &str) -> ClientConfig {

@@ -3,18 +3,19 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminOptions;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::clients::*;
+use super::member::Member;
 
-fn member(bootstrap: &str, group: &str, assignor: &str, instance: Option<&str>) -> BaseConsumer {
+fn member(bootstrap: &str, group: &str, assignor: &str, instance: Option<&str>) -> Member<Usual> {
     let mut config = consumer_config(bootstrap, group, "read_committed");
     config.set("partition.assignment.strategy", assignor);
     if let Some(instance) = instance {
         config.set("group.instance.id", instance);
     }
-    config.create().unwrap()
+    create(&config)
 }
 
 fn owned(consumer: &BaseConsumer) -> Vec<i32> {
@@ -202,4 +203,33 @@ pub async fn commit_and_describe(bootstrap: &str) {
     assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
     let c = consumer(bootstrap, &group, "read_committed");
     assert_eq!(committed(&c, &topic, 0), None);
+}
+
+/// A member that closes with a rebalance still unanswered ends all the same.
+pub async fn close_unanswered(bootstrap: &str) {
+    let topic = topic(bootstrap, "unanswered", 2).await;
+    for assignor in ["range", "cooperative-sticky"] {
+        let group = unique("g");
+        let a = member(bootstrap, &group, assignor, Some("a"));
+        a.subscribe(&[&topic]).unwrap();
+        let watcher = member(bootstrap, &unique("g"), assignor, None);
+        let begin = Instant::now();
+        loop {
+            let list = watcher.fetch_group_list(Some(&group), WAIT).unwrap();
+            if list.groups().iter().any(|g| g.state() == "Stable") {
+                break;
+            }
+            assert!(begin.elapsed() < WAIT, "{assignor}: the group is not stable");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // The member learns of its assignment and asks the application.
+        std::thread::sleep(Duration::from_millis(200));
+        let (ended, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(a);
+            let _ = ended.send(());
+        });
+        let ended = wait.recv_timeout(WAIT);
+        assert!(ended.is_ok(), "{assignor}: the member does not close");
+    }
 }

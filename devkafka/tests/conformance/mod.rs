@@ -5,6 +5,9 @@
 
 pub mod clients;
 pub mod groups;
+// As FinLake's own members end, so do those here.
+#[path = "../../../topology/src/kafka/member.rs"]
+pub mod member;
 pub mod raw;
 pub mod soak;
 pub mod transactions;

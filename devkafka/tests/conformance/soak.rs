@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
@@ -38,7 +38,7 @@ async fn live(
     config
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("group.instance.id", name);
-    let consumer: BaseConsumer = config.create().unwrap();
+    let consumer = create(&config);
     consumer.subscribe(&[input]).unwrap();
     let mut transactions = 0;
     while !stop.load(Ordering::Relaxed) {

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{FutureProducer, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::clients::*;
+use super::member::Member;
 
 const QUIET: Duration = Duration::from_millis(1500);
 
@@ -175,7 +176,7 @@ fn both_assigned(a: &BaseConsumer, b: &BaseConsumer) {
     }
 }
 
-fn metadata_of(bootstrap: &str, group: &str) -> (BaseConsumer, ConsumerGroupMetadata) {
+fn metadata_of(bootstrap: &str, group: &str) -> (Member<Usual>, ConsumerGroupMetadata) {
     let consumer = consumer(bootstrap, group, "read_committed");
     let metadata = consumer.group_metadata().unwrap();
     (consumer, metadata)

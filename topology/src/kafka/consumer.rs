@@ -16,7 +16,6 @@
 //! (`ffi::RecordQueue`).
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -27,6 +26,7 @@ use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::config::KafkaConfig;
 use super::errors;
+use super::member::{Closing, Member};
 use crate::broker::{Event, PollLimits};
 use crate::error::Error;
 use crate::ffi::{self, RecordQueue};
@@ -36,7 +36,13 @@ use crate::record::{RecordBatch, TopicIdx};
 struct Group {
     lead: String,
     events: Mutex<VecDeque<Event>>,
-    closing: AtomicBool,
+    closing: Closing,
+}
+
+impl AsRef<Closing> for Group {
+    fn as_ref(&self) -> &Closing {
+        &self.closing
+    }
 }
 
 impl ClientContext for Group {}
@@ -48,12 +54,7 @@ impl ConsumerContext for Group {
         err: RDKafkaRespErr,
         list: &mut TopicPartitionList,
     ) {
-        if self.closing.load(Ordering::Relaxed) {
-            // While a client terminates any answer drops its whole assignment;
-            // without one it would wait for ever.
-            if let Err(e) = consumer.unassign() {
-                tracing::debug!("unassign at close: {e}");
-            }
+        if self.closing.answers(consumer) {
             return;
         }
         let lead = list.elements_for_topic(&self.lead);
@@ -71,7 +72,7 @@ impl ConsumerContext for Group {
 pub struct AttachedConsumer {
     // Before the client it belongs to.
     records: RecordQueue,
-    consumer: BaseConsumer<Group>,
+    consumer: Member<Group>,
     id: String,
     /// Lead first.
     topics: Vec<String>,
@@ -106,7 +107,7 @@ impl AttachedConsumer {
         let context = Group {
             lead: lead.clone(),
             events: Mutex::default(),
-            closing: AtomicBool::new(false),
+            closing: Closing::default(),
         };
         let consumer: BaseConsumer<Group> = config
             .group_consumer(group)
@@ -114,7 +115,7 @@ impl AttachedConsumer {
             .map_err(|e| Error::fatal(format!("Kafka consumer: {e}")))?;
         Ok(Self {
             records: RecordQueue::new(consumer.client()),
-            consumer,
+            consumer: Member::new(consumer),
             id: config.id(),
             topics: topics.to_vec(),
             reading: BTreeSet::new(),
@@ -430,8 +431,6 @@ impl AttachedConsumer {
 
 impl Drop for AttachedConsumer {
     fn drop(&mut self) {
-        let closing = &self.consumer.context().closing;
-        closing.store(true, Ordering::Relaxed);
         // A rebalance that was noted and never answered would block the close.
         if !self.consumer.context().events.lock().is_empty()
             && let Err(e) = self.consumer.unassign()
