@@ -55,6 +55,7 @@ const PURE: &[&str] = &[
     "reconcile/src/bisect.rs",
     "reconcile/src/books.rs",
     "reconcile/src/bronze.rs",
+    "reconcile/src/changes.rs",
     "reconcile/src/columns.rs",
     "reconcile/src/counts.rs",
     "reconcile/src/drift.rs",

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use finlake_devkafka::Fault;
-use finlake_topology::Error;
+use finlake_topology::kafka::AttachedConsumer;
 use finlake_topology::state::{Budget, StateDb};
+use finlake_topology::{Error, Event, PollLimits, RecordBatch};
 use support::cluster::{Cluster, Death, KILLED, Runner};
 
 const WITHIN: Duration = Duration::from_secs(60);
@@ -240,4 +241,84 @@ fn errors_at_start_name_the_topic() {
     c.create(&missing, 3);
     let error = start().unwrap_err();
     assert!(error.message().contains("has 3 partitions"), "{error}");
+}
+
+/// A member of a group of its own on a topic of one partition.
+fn member(c: &Cluster, group: &str, instance: &str) -> AttachedConsumer {
+    let topic = format!("{group}-in");
+    AttachedConsumer::new(&c.config(instance), group, &[topic]).unwrap()
+}
+
+/// Polls until there is an event.
+fn event(of: &mut AttachedConsumer) -> Event {
+    let begin = std::time::Instant::now();
+    let mut batch = RecordBatch::default();
+    loop {
+        batch.clear();
+        let wait = Duration::from_millis(20);
+        if let Some(event) = of.poll(&mut batch, PollLimits::default(), wait).unwrap() {
+            return event;
+        }
+        assert!(begin.elapsed() < WITHIN, "no event");
+    }
+}
+
+/// A thread that fails between an event and its answer must still come to its end, or nobody hears of it.
+#[test]
+fn closes_with_an_answer_outstanding() {
+    logs();
+    let c = Cluster::new();
+    let group = |n: u32| {
+        let group = format!("{}-closing{n}", c.app);
+        c.create(&format!("{group}-in"), 1);
+        group
+    };
+    let closes = |what: &str, member: AttachedConsumer| {
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(member);
+            ended.send(()).unwrap();
+        });
+        let ended = end.recv_timeout(Duration::from_secs(20));
+        assert!(ended.is_ok(), "{what}: the member does not close");
+    };
+
+    let first = group(1);
+    let mut a = member(&c, &first, "a");
+    a.subscribe().unwrap();
+    assert!(matches!(event(&mut a), Event::Assigned(p) if p == [0]));
+    closes("assigned a partition", a);
+
+    let second = group(2);
+    let (mut a, mut b) = (member(&c, &second, "a"), member(&c, &second, "b"));
+    a.subscribe().unwrap();
+    assert!(matches!(event(&mut a), Event::Assigned(p) if p == [0]));
+    a.accept_assigned().unwrap();
+    b.subscribe().unwrap();
+    // The first joins again, or the second waits for it.
+    let answering = std::thread::spawn(move || {
+        let mut batch = RecordBatch::default();
+        for _ in 0..100 {
+            batch.clear();
+            let polled = a.poll(&mut batch, PollLimits::default(), Duration::from_millis(20));
+            match polled.unwrap() {
+                Some(Event::Assigned(_)) => a.accept_assigned().unwrap(),
+                Some(Event::Revoked(p) | Event::Lost(p)) => a.release(&p).unwrap(),
+                None => {}
+            }
+        }
+        a
+    });
+    assert!(matches!(event(&mut b), Event::Assigned(p) if p.is_empty()));
+    closes("assigned nothing", b);
+    closes("nothing outstanding", answering.join().unwrap());
+
+    let third = group(3);
+    let mut a = member(&c, &third, "a");
+    a.subscribe().unwrap();
+    assert!(matches!(event(&mut a), Event::Assigned(p) if p == [0]));
+    a.accept_assigned().unwrap();
+    a.unsubscribe();
+    assert!(matches!(event(&mut a), Event::Revoked(p) if p == [0]));
+    closes("revoked", a);
 }

@@ -219,7 +219,10 @@ pub async fn close_unanswered(bootstrap: &str) {
             if list.groups().iter().any(|g| g.state() == "Stable") {
                 break;
             }
-            assert!(begin.elapsed() < WAIT, "{assignor}: the group is not stable");
+            assert!(
+                begin.elapsed() < WAIT,
+                "{assignor}: the group is not stable"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         // The member learns of its assignment and asks the application.

@@ -430,12 +430,15 @@ impl AttachedConsumer {
 }
 
 impl Drop for AttachedConsumer {
+    /// An event that was noted, or handed on, and never answered (its thread failed first) would
+    /// block the close, and the client may have no more to ask. One of these is the answer; where
+    /// there is no question, both change nothing.
     fn drop(&mut self) {
-        // A rebalance that was noted and never answered would block the close.
-        if !self.consumer.context().events.lock().is_empty()
-            && let Err(e) = self.consumer.unassign()
-        {
-            tracing::debug!("unassign before close: {e}");
+        let nothing = TopicPartitionList::new();
+        let answered = self.consumer.incremental_unassign(&nothing);
+        let answered = answered.and_then(|()| self.consumer.incremental_assign(&nothing));
+        if let Err(e) = answered {
+            tracing::debug!("answer before close: {e}");
         }
     }
 }
