@@ -92,17 +92,18 @@ impl ConsumerContext for Moves {
 /// # Errors
 /// Impossible client settings.
 pub fn member(config: &Config, group: &str, topic: &str) -> Result<Member<Moves>> {
-    let consumer: BaseConsumer<Moves> = client(config)
+    let mut client = client(config);
+    client
         .set("group.id", group)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("isolation.level", "read_committed")
         .set("fetch.min.bytes", "1048576")
         .set("fetch.wait.max.ms", "2000")
-        .set("auto.offset.reset", "earliest")
-        .create_with_context(Moves::default())?;
+        .set("auto.offset.reset", "earliest");
+    let consumer = Member::create(&client, Moves::default())?;
     consumer.subscribe(&[topic])?;
-    Ok(Member::new(consumer))
+    Ok(consumer)
 }
 
 /// First and next offset of each partition of a topic; empty if there is no such topic.

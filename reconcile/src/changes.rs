@@ -149,14 +149,9 @@ pub fn resolved(open: &Break, now: i64) -> Break {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::findings::tests::finding;
     use crate::findings::{Finding, VALUES};
     use crate::scope::Looked;
-
-    fn finding(key: &str) -> Finding {
-        Finding::new(BreakKind::Missing, Layer::Silver, "silver.x", key, "row")
-            .of("binance", "BTCUSDT")
-            .on(7)
-    }
 
     fn scope() -> Scope {
         Scope {

@@ -341,10 +341,10 @@ pub(crate) fn bar_of(key: &str) -> Option<(&str, i64)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn finding(key: &str) -> Finding {
+    pub(crate) fn finding(key: &str) -> Finding {
         Finding::new(BreakKind::Missing, Layer::Silver, "silver.x", key, "row")
             .of("binance", "BTCUSDT")
             .on(7)

@@ -106,7 +106,8 @@ pub(super) fn group(config: &Config) -> String {
 /// Impossible client settings.
 pub(super) fn join(config: &Config) -> Result<Member<Turns>> {
     let session = config.stream.session_timeout.as_millis();
-    let consumer: BaseConsumer<Turns> = kafka::client(config)
+    let mut client = kafka::client(config);
+    client
         .set("group.id", group(config))
         .set("partition.assignment.strategy", "range")
         .set("session.timeout.ms", session.to_string())
@@ -116,10 +117,10 @@ pub(super) fn join(config: &Config) -> Result<Member<Turns>> {
         .set("isolation.level", "read_committed")
         .set("fetch.min.bytes", "1048576")
         .set("fetch.wait.max.ms", "2000")
-        .set("auto.offset.reset", "earliest")
-        .create_with_context(Turns::default())?;
+        .set("auto.offset.reset", "earliest");
+    let consumer = Member::create(&client, Turns::default())?;
     consumer.subscribe(&[topics::LEDGER])?;
-    Ok(Member::new(consumer))
+    Ok(consumer)
 }
 
 /// Hands the kept states to the auditor and reads all partitions from there on.

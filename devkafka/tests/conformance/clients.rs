@@ -35,7 +35,7 @@ impl ConsumerContext for Usual {
 pub type BaseConsumer<C = Usual> = rdkafka::consumer::BaseConsumer<C>;
 
 pub fn create(config: &ClientConfig) -> Member<Usual> {
-    Member::new(config.create_with_context(Usual::default()).unwrap())
+    Member::create(config, Usual::default()).unwrap()
 }
 
 pub const WAIT: Duration = Duration::from_secs(30);

@@ -109,13 +109,11 @@ impl AttachedConsumer {
             events: Mutex::default(),
             closing: Closing::default(),
         };
-        let consumer: BaseConsumer<Group> = config
-            .group_consumer(group)
-            .create_with_context(context)
+        let consumer = Member::create(&config.group_consumer(group), context)
             .map_err(|e| Error::fatal(format!("Kafka consumer: {e}")))?;
         Ok(Self {
             records: RecordQueue::new(consumer.client()),
-            consumer: Member::new(consumer),
+            consumer,
             id: config.id(),
             topics: topics.to_vec(),
             reading: BTreeSet::new(),

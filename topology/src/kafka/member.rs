@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::KafkaResult;
 use rdkafka::types::RDKafkaRespErr;
@@ -20,7 +21,7 @@ const FIRST: Duration = Duration::from_millis(20);
 /// Those after it: the first has ended the group, as a rule.
 const NEXT: Duration = Duration::from_secs(1);
 
-/// Whether a client closes, and how many rebalances came since.
+/// 0 while the client is open, 1 once it closes, 2 after a rebalance that came since.
 #[derive(Default)]
 pub struct Closing(AtomicU32);
 
@@ -77,8 +78,10 @@ impl Closing {
 pub struct Member<C: ConsumerContext + AsRef<Closing>>(BaseConsumer<C>);
 
 impl<C: ConsumerContext + AsRef<Closing>> Member<C> {
-    pub fn new(consumer: BaseConsumer<C>) -> Self {
-        Self(consumer)
+    /// # Errors
+    /// Impossible client settings.
+    pub fn create(config: &ClientConfig, context: C) -> KafkaResult<Self> {
+        config.create_with_context(context).map(Self)
     }
 }
 
