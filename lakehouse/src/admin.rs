@@ -9,6 +9,7 @@ use std::time::Duration;
 use iceberg::spec::{MAIN_BRANCH, SnapshotReference, SnapshotRetention, TableMetadata};
 use iceberg::{TableRequirement, TableUpdate};
 
+use crate::boxed;
 use crate::catalog::{Loaded, Proposal, Swap};
 use crate::error::{LakeError, Result};
 use crate::lake::Lakehouse;
@@ -43,6 +44,7 @@ impl Lakehouse {
     /// # Errors
     /// `Corrupt` if the history no longer tells the position of a partition (its snapshots
     /// expired); then the table must be rebuilt. `Shadow` for a replay's table.
+    #[boxed]
     pub async fn adopt(&self, table: Table) -> Result<BTreeMap<i32, Position>> {
         for _ in 0..TRIES {
             let base = self.existing(table).await?;
@@ -69,6 +71,7 @@ impl Lakehouse {
     /// # Errors
     /// `Catalog` if the table is missing or empty, `Config` for the name of a branch,
     /// `TableMoved`, `Conflict`, `Storage`.
+    #[boxed]
     pub async fn pin(&self, table: Table, name: &str) -> Result<Pinned> {
         if name == MAIN_BRANCH {
             return Err(LakeError::Config(format!(
@@ -99,6 +102,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Catalog`, `Conflict`, `Storage`.
+    #[boxed]
     pub async fn unpin(&self, table: Table, name: &str) -> Result<()> {
         for _ in 0..TRIES {
             let base = self.existing(table).await?;
@@ -123,6 +127,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Catalog`, `Storage`, `Corrupt`.
+    #[boxed]
     pub async fn pins(&self, table: Table) -> Result<Vec<PinInfo>> {
         let base = self.existing(table).await?;
         let refs = crate::index::refs(&base.metadata)?;
@@ -146,6 +151,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Catalog`, `Conflict`, `Storage`.
+    #[boxed]
     pub async fn unpin_stale(
         &self,
         table: Table,
@@ -173,6 +179,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Catalog`, `Conflict`, `Storage`.
+    #[boxed]
     pub async fn tidy(&self, table: Table) -> Result<usize> {
         self.unpin_stale(table, PIN_PREFIX, Duration::from_secs(24 * 3600))
             .await?;
@@ -184,6 +191,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Catalog`, `Storage`.
+    #[boxed]
     pub async fn sweep(&self, table: Table) -> Result<usize> {
         // Listed first: what is written afterwards is not judged by references read earlier.
         let location = self.existing(table).await?.metadata.location().to_string();

@@ -26,6 +26,7 @@ use arrow::datatypes::{DataType, Int64Type};
 use finlake_schemas::{Break, BreakStatus, hash128, keys};
 
 use crate::batch::{Outcome, PartitionBatch, Rows, SinkBatch};
+use crate::boxed;
 use crate::error::{LakeError, Result};
 use crate::lake::Lakehouse;
 use crate::plan::{Cut, OffsetRange};
@@ -119,6 +120,7 @@ impl BreaksSink {
     ///
     /// # Errors
     /// As [`TableSink::open`].
+    #[boxed]
     pub async fn open(lake: &Lakehouse) -> Result<BreaksSink> {
         Ok(BreaksSink {
             lake: lake.clone(),
@@ -132,6 +134,7 @@ impl BreaksSink {
     ///
     /// # Errors
     /// As [`TableSink::assign`].
+    #[boxed]
     pub async fn assign(&mut self, partitions: &[i32]) -> Result<()> {
         for p in partitions {
             self.open.entry(*p).or_default();
@@ -228,6 +231,7 @@ impl BreaksSink {
     ///
     /// # Errors
     /// `OffsetGap` if a batch begins past the stored offset; the rest as [`TableSink::commit`].
+    #[boxed]
     pub async fn apply(&mut self, batches: Vec<BreakBatch>) -> Result<Outcome> {
         if self.stale {
             self.sink.resync().await?;

@@ -18,6 +18,7 @@ use iceberg::{MetadataLocation, TableCreation, TableIdent, TableRequirement, Tab
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Row, SqlitePool};
 
+use crate::boxed;
 use crate::error::{LakeError, Result};
 
 /// A table as the catalog had it: the base of a compare-and-swap.
@@ -131,6 +132,7 @@ impl SqliteCatalog {
     ///
     /// # Errors
     /// `Catalog` if the file cannot be opened.
+    #[boxed]
     pub async fn open(path: &Path, name: &str, file_io: FileIO) -> Result<SqliteCatalog> {
         if let Some(dir) = path.parent() {
             tokio::fs::create_dir_all(dir)

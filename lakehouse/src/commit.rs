@@ -23,6 +23,7 @@ use iceberg::TableIdent;
 use iceberg::spec::{DataFile, ManifestFile, MetadataLog, Operation, TableMetadata};
 use rand::Rng;
 
+use crate::boxed;
 use crate::catalog::{Loaded, Swap};
 use crate::error::{LakeError, Result};
 use crate::faults::{Fault, Plant, Point};
@@ -94,6 +95,7 @@ impl Committer {
     ///
     /// # Errors
     /// `Catalog` if it does not exist, `TableMoved`, `SchemaDrift`, `Shadow`, `Storage`.
+    #[boxed]
     pub async fn open(lake: &Lakehouse, table: Table) -> Result<Committer> {
         let def = lake.def(table);
         let ident = lake.ident(table);
@@ -146,6 +148,7 @@ impl Committer {
     ///
     /// # Errors
     /// `Catalog`, `Storage`.
+    #[boxed]
     pub async fn reload(&mut self) -> Result<()> {
         let loaded = self.lake.catalog.load(&self.ident).await?.ok_or_else(|| {
             LakeError::Catalog(format!("{} was dropped while being written", self.ident))
@@ -173,6 +176,7 @@ impl Committer {
     /// # Errors
     /// `Conflict` after 20 lost swaps, `Unknown` if the catalog stays silent, `TableMoved`,
     /// `Catalog`, `Storage`. After an error that `is_transient`, `reload` tells what happened.
+    #[boxed]
     pub async fn commit(&mut self, change: &Change) -> Result<Committed> {
         let id = snapshot::fresh_id(self.base.metadata());
         // The files were written for this partition spec.

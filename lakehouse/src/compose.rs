@@ -18,6 +18,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::spec::{DataFile, Struct};
 
 use crate::bitemporal::{Fate, Incoming, Violation, chain};
+use crate::boxed;
 use crate::error::{LakeError, Result};
 use crate::hot::{Columns, HotPart, KEY_COLUMNS, cooling};
 use crate::index::{Base, FileMeta, Kind};
@@ -145,6 +146,7 @@ impl Composed {
     ///
     /// # Errors
     /// `DuplicateOpenRow`, `MissingOpenRow`, `Violation`; `Storage`, `Parquet`.
+    #[boxed]
     pub async fn versions(
         &mut self,
         io: &Inputs<'_>,
@@ -254,6 +256,7 @@ impl Composed {
     ///
     /// # Errors
     /// `Storage`, `Parquet`, `Arrow`.
+    #[boxed]
     pub async fn finish(&mut self, io: &Inputs<'_>) -> Result<()> {
         for (file, rows) in std::mem::take(&mut self.foreign).into_values() {
             // The number counts for a planted fault only.

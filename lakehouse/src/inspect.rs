@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::boxed;
 use crate::catalog::Loaded;
 use crate::error::{LakeError, Result};
 use crate::index::{Kind, read_entries, read_manifest_list};
@@ -81,6 +82,7 @@ pub struct FilesInfo {
 ///
 /// # Errors
 /// `Catalog`, `Storage`.
+#[boxed]
 pub async fn tables(lake: &Lakehouse) -> Result<Vec<TableInfo>> {
     let mut infos = Vec::new();
     for table in Table::ALL {
@@ -151,6 +153,7 @@ async fn load(lake: &Lakehouse, table: Table) -> Result<Loaded> {
 ///
 /// # Errors
 /// `Config` if the table does not exist, `Catalog`, `Storage`.
+#[boxed]
 pub async fn snapshots(lake: &Lakehouse, table: Table, limit: usize) -> Result<Vec<SnapshotInfo>> {
     let loaded = load(lake, table).await?;
     let current = loaded.metadata.current_snapshot_id();
@@ -186,6 +189,7 @@ pub async fn snapshots(lake: &Lakehouse, table: Table, limit: usize) -> Result<V
 ///
 /// # Errors
 /// `Config` if the table does not exist, `Corrupt`, `Catalog`, `Storage`.
+#[boxed]
 pub async fn offsets(lake: &Lakehouse, table: Table) -> Result<Vec<OffsetInfo>> {
     let loaded = load(lake, table).await?;
     let marks = Watermarks::read(loaded.metadata.properties())?;
@@ -208,6 +212,7 @@ pub async fn offsets(lake: &Lakehouse, table: Table) -> Result<Vec<OffsetInfo>> 
 ///
 /// # Errors
 /// `Config` if the table does not exist, `Catalog`, `Storage`.
+#[boxed]
 pub async fn files(lake: &Lakehouse, table: Table) -> Result<Vec<FilesInfo>> {
     let loaded = load(lake, table).await?;
     let mut kinds: BTreeMap<&'static str, FilesInfo> = BTreeMap::new();

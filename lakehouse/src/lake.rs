@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use iceberg::io::FileIO;
 use iceberg::{NamespaceIdent, Runtime, TableCreation, TableIdent};
 
+use crate::boxed;
 use crate::catalog::{CatalogOps, Loaded, SqliteCatalog, Swap};
 use crate::error::{LakeError, Result};
 use crate::faults::Faults;
@@ -210,6 +211,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Config` for impossible settings, `Catalog`/`Storage` if something does not answer.
+    #[boxed]
     pub async fn open(config: LakeConfig) -> Result<Lakehouse> {
         check_buckets(config.buckets, config.kafka_partitions)?;
         let warehouse = warehouse_url(&config.warehouse)?;
@@ -281,6 +283,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Catalog`, `Storage`.
+    #[boxed]
     pub async fn load(&self, table: Table) -> Result<Option<Loaded>> {
         self.catalog.load(&self.ident(table)).await
     }
@@ -289,6 +292,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Catalog` if the table does not exist yet.
+    #[boxed]
     pub async fn table(&self, table: Table) -> Result<iceberg::table::Table> {
         let loaded = self.load(table).await?.ok_or_else(|| {
             LakeError::Catalog(format!(
@@ -317,6 +321,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `TableMoved`, `Corrupt`, `Catalog`, `Storage`.
+    #[boxed]
     pub async fn watermarks(&self, table: Table) -> Result<Watermarks> {
         let Some(loaded) = self.load(table).await? else {
             return Ok(Watermarks::default());
@@ -330,6 +335,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// As `watermarks`.
+    #[boxed]
     pub async fn position(&self, table: Table, partition: i32) -> Result<Option<Position>> {
         Ok(self
             .watermarks(table)
@@ -344,6 +350,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `SchemaDrift`, `KafkaChanged`, `TableMoved`, `Shadow`, `Catalog`, `Storage`.
+    #[boxed]
     pub async fn ensure_tables(&self, ids: &KafkaIds) -> Result<()> {
         self.ensure_only(&Table::ALL, ids).await
     }
@@ -352,6 +359,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// As `ensure_tables`.
+    #[boxed]
     pub async fn ensure_only(&self, tables: &[Table], ids: &KafkaIds) -> Result<()> {
         for table in tables {
             self.ensure(*table, ids).await?;

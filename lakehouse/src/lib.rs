@@ -6,6 +6,10 @@
 //! stored positions) → `bitemporal` and `hot` (which rows close) → `writer` (Parquet) → `commit`
 //! (one snapshot, with upkeep by `maintain`).
 
+// Whoever awaits an `async fn` compiles it, with all that it awaits, once for each of its codegen
+// units. What other crates or many places of this one await is boxed: it is compiled here, once.
+pub(crate) use async_recursion::async_recursion as boxed;
+
 pub mod admin;
 pub mod batch;
 pub mod bitemporal;

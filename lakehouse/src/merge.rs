@@ -11,6 +11,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use iceberg::spec::DataFile;
 
+use crate::boxed;
 use crate::error::{LakeError, Result};
 use crate::index::{FileMeta, Kind};
 use crate::lake::Upkeep;
@@ -23,6 +24,7 @@ use crate::writer::{FileWriter, Source};
 ///
 /// # Errors
 /// `Storage`, `Parquet`; `Internal` if the row count would change.
+#[boxed]
 pub async fn merge(
     files: &FileWriter,
     splitter: &Splitter,

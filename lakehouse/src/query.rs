@@ -32,6 +32,7 @@ use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use futures::{Stream, TryStreamExt};
 use iceberg::{NamespaceIdent, Runtime, TableIdent};
 
+use crate::boxed;
 use crate::error::LakeError;
 use crate::lake::Lakehouse;
 use crate::properties::{self, Watermarks};
@@ -107,6 +108,7 @@ impl Answer {
     ///
     /// # Errors
     /// `Sql` if the statement fails while it runs.
+    #[boxed]
     pub async fn collect(self) -> Result<Vec<RecordBatch>, QueryError> {
         self.batches().try_collect().await
     }
@@ -139,6 +141,7 @@ impl QueryEngine {
     ///
     /// # Errors
     /// `Sql` for a wrong statement, `NotFinal` with `stable`, `Lake` if catalog or storage fail.
+    #[boxed]
     pub async fn sql(&self, sql: &str, options: &Options) -> Result<Answer, QueryError> {
         let tables = Arc::new(self.tables(sql).await?);
         let context = context(&tables, options)?;

@@ -18,6 +18,7 @@ pub use history::{History, VersionInfo, VersionKey};
 pub use lineage::SnapshotChange;
 pub use scan::{FileTask, Scan, ScanBatch};
 
+use crate::boxed;
 use crate::catalog::Loaded;
 use crate::error::{LakeError, Result};
 use crate::lake::Lakehouse;
@@ -119,6 +120,7 @@ impl Pinned {
     ///
     /// # Errors
     /// `Catalog`, `Conflict`, `Storage`.
+    #[boxed]
     pub async fn unpin(self) -> Result<()> {
         match &self.tag {
             Some(tag) => self.lake.unpin(self.table, tag).await,
@@ -133,6 +135,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Catalog` if the table does not exist, `TableMoved`, `Corrupt`, `Storage`.
+    #[boxed]
     pub async fn snapshot(&self, table: Table) -> Result<Pinned> {
         let loaded = self.existing(table).await?;
         Pinned::new(self, table, loaded, None)

@@ -16,6 +16,7 @@ use iceberg_catalog_rest::{
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::Deserialize;
 
+use crate::boxed;
 use crate::catalog::{CatalogOps, Loaded, Proposal, RestProps, Staged, Swap};
 use crate::error::{LakeError, Result};
 
@@ -67,6 +68,7 @@ impl RestCatalog {
     ///
     /// # Errors
     /// `Catalog` if the server does not answer, `Config` for a malformed header.
+    #[boxed]
     pub async fn open(uri: &str, warehouse: Option<&str>, props: RestProps) -> Result<RestCatalog> {
         let mut headers = reqwest::header::HeaderMap::new();
         for (name, value) in &props {

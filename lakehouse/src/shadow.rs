@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use iceberg::{TableIdent, TableUpdate};
 
+use crate::boxed;
 use crate::catalog::CatalogOps;
 use crate::error::{LakeError, Result};
 use crate::lake::{LakeConfig, Lakehouse, check_prefix, warehouse_url};
@@ -143,6 +144,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Config` for the name, `Catalog`, `Storage`.
+    #[boxed]
     pub async fn shadow(&self, name: &str) -> Result<Lakehouse> {
         let shadow = Lakehouse::open(self.config.shadow(name)?).await?;
         Ok(shadow.with_clock(self.clock.clone()))
@@ -154,6 +156,7 @@ impl Lakehouse {
     /// # Errors
     /// `Shadow` if there is one of that name and it may not be replaced, or what stands there is
     /// none; `Config` for the name, `Catalog`, `Storage`.
+    #[boxed]
     pub async fn create_shadow(
         &self,
         name: &str,
@@ -189,6 +192,7 @@ impl Lakehouse {
     /// # Errors
     /// `Shadow` if a table of it bears no mark: nothing is dropped then; `Config` for the name,
     /// `Catalog`, `Storage`.
+    #[boxed]
     pub async fn drop_shadow(&self, name: &str) -> Result<bool> {
         let shadow = self.shadow(name).await?;
         let there = shadow.is_there().await?;
@@ -202,6 +206,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Shadow` if this is none; `Catalog`, `Storage`, `Conflict`.
+    #[boxed]
     pub async fn note(&self, about: &BTreeMap<String, String>) -> Result<()> {
         const TRIES: u32 = 5;
         let properties: HashMap<String, String> = about
@@ -234,6 +239,7 @@ impl Lakehouse {
     ///
     /// # Errors
     /// `Catalog`, `Storage`.
+    #[boxed]
     pub async fn shadows(&self) -> Result<Vec<ShadowInfo>> {
         let names: BTreeSet<String> = self
             .catalog

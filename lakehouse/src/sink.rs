@@ -16,6 +16,7 @@ use iceberg::spec::{DataFile, Operation};
 
 use crate::batch::{Finished, check_rows, halves, taken};
 pub use crate::batch::{Outcome, PartitionBatch, Rows, SinkBatch};
+use crate::boxed;
 use crate::commit::{Change, Committed, Committer};
 use crate::compose::{Composed, Inputs, Job, Planted};
 use crate::error::{LakeError, Result};
@@ -58,6 +59,7 @@ impl TableSink {
     ///
     /// # Errors
     /// `TableMoved`, `SchemaDrift`, `Catalog`, `Storage`.
+    #[boxed]
     pub async fn open(lake: &Lakehouse, table: Table) -> Result<TableSink> {
         let committer = Committer::open(lake, table).await?;
         let (files, splitter) = layout(&committer)?;
@@ -103,6 +105,7 @@ impl TableSink {
     ///
     /// # Errors
     /// `TableMoved`, `DuplicateOpenRow`, `Catalog`, `Storage`.
+    #[boxed]
     pub async fn assign(&mut self, partitions: &[i32]) -> Result<()> {
         self.assigned.extend(partitions);
         self.resync().await
@@ -120,6 +123,7 @@ impl TableSink {
     ///
     /// # Errors
     /// `TableMoved`, `DuplicateOpenRow`, `Catalog`, `Storage`.
+    #[boxed]
     pub async fn resync(&mut self) -> Result<()> {
         self.stale = true;
         self.committer.reload().await?;
@@ -151,6 +155,7 @@ impl TableSink {
     /// Stops: `Gap`, `PositionMismatch`, `TableMoved`, `DuplicateOpenRow`, `MissingOpenRow`,
     /// `Violation`. `Stale` if another instance moved a partition of the batch. Transient ones
     /// (`LakeError::is_transient`): offer the batch again.
+    #[boxed]
     pub async fn commit(&mut self, batch: SinkBatch) -> Result<Outcome> {
         if self.stale {
             self.resync().await?;

@@ -9,6 +9,7 @@
 mod local;
 mod object;
 
+use crate::boxed;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -59,6 +60,7 @@ pub struct Listed {
 ///
 /// # Errors
 /// If the store does not answer, or the scheme is not known.
+#[boxed]
 pub async fn list(props: &BTreeMap<String, String>, location: &str) -> Result<Vec<Listed>> {
     let storage = ObjectStorage::new(Props(props.clone()));
     match storage.place(location)? {

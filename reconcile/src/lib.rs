@@ -6,6 +6,9 @@
 //! a hash table. Data flows: pinned tables, ledger entries and topics → `columns` → comparisons →
 //! findings, which the caller prints and sends as breaks.
 
+// So that those who await it do not compile it again (see finlake-lakehouse).
+pub(crate) use async_recursion::async_recursion as boxed;
+
 pub mod accuracy;
 pub mod asserted;
 pub mod bisect;

@@ -17,6 +17,7 @@ use finlake_market::GoldConfig;
 use finlake_schemas::Kline;
 
 use crate::books::Books;
+use crate::boxed;
 use crate::findings::{Findings, Layer};
 use crate::rules::{Measured, Rule, Tally};
 use crate::scope::Looked;
@@ -161,6 +162,7 @@ impl Pins {
     ///
     /// # Errors
     /// What the lakehouse gives; a table that does not exist.
+    #[boxed(?Send)]
     pub async fn take(
         lake: &Lakehouse,
         layers: &BTreeSet<Layer>,
@@ -201,6 +203,7 @@ impl Pins {
     ///
     /// # Errors
     /// What the lakehouse gives; the tags expire with `unpin_stale`.
+    #[boxed(?Send)]
     pub async fn release(self) -> Result<(), LakeError> {
         for pinned in [self.bronze, self.silver, self.gold].into_iter().flatten() {
             pinned.unpin().await?;
@@ -222,6 +225,7 @@ pub fn behind(below: &Pinned, above: &Pinned) -> Option<(i32, i64, i64)> {
 ///
 /// # Errors
 /// Catalog or storage fails; a single table that cannot be read is reported as unchecked instead.
+#[boxed(?Send)]
 pub async fn run(
     lake: &Lakehouse,
     pins: &Pins,

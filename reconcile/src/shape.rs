@@ -9,6 +9,7 @@ use iceberg::spec::Schema;
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::file::metadata::ParquetMetaDataReader;
 
+use crate::boxed;
 use crate::drift::{self, Between, Column};
 use crate::findings::{Findings, Layer};
 
@@ -34,6 +35,7 @@ fn columns(schema: &Schema) -> Vec<Column> {
 ///
 /// # Errors
 /// What the lakehouse gives for an unreadable manifest.
+#[boxed(?Send)]
 pub async fn check(
     lake: &Lakehouse,
     pinned: &Pinned,

@@ -6,6 +6,7 @@ use arrow::datatypes::{DataType, Int32Type, Int64Type};
 use futures::TryStreamExt;
 
 use super::{Filter, Pinned, Scan};
+use crate::boxed;
 use crate::error::{LakeError, Result};
 use crate::tables::{OPEN_END, Table};
 
@@ -118,6 +119,7 @@ impl Pinned {
     ///
     /// # Errors
     /// `Config` if this is not the key's table, `Storage`, `Parquet`.
+    #[boxed]
     pub async fn history(&self, key: &VersionKey) -> Result<History> {
         if key.table() != self.table {
             return Err(LakeError::Config(format!(

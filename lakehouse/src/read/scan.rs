@@ -16,6 +16,7 @@ use parquet::arrow::arrow_reader::{
 
 use super::filter::Bound;
 use super::{Filter, Pinned};
+use crate::boxed;
 use crate::error::{LakeError, Result};
 use crate::index::Kind;
 use crate::writer::{bounds_of, canonical};
@@ -110,6 +111,7 @@ impl Pinned {
     /// # Errors
     /// `Config` for a column that the table does not have, `Storage`; `SchemaDrift` if another
     /// engine left delete files.
+    #[boxed]
     pub async fn files(&self, filter: &Filter) -> Result<Vec<FileTask>> {
         let bound = filter.bind(&self.def)?;
         let table = self.iceberg()?;
@@ -142,6 +144,7 @@ impl Pinned {
     ///
     /// # Errors
     /// As [`Pinned::files`] and [`Pinned::read_file`].
+    #[boxed]
     pub async fn scan(&self, scan: &Scan) -> Result<BoxStream<'static, Result<ScanBatch>>> {
         let files = self.files(&scan.filter).await?;
         let (this, scan) = (self.clone(), scan.clone());
@@ -159,6 +162,7 @@ impl Pinned {
     ///
     /// # Errors
     /// As [`Pinned::scan`].
+    #[boxed]
     pub async fn collect(&self, scan: &Scan) -> Result<RecordBatch> {
         let reader = Reader::new(self, scan)?;
         let batches: Vec<RecordBatch> = self
@@ -175,6 +179,7 @@ impl Pinned {
     ///
     /// # Errors
     /// `Storage`, `Parquet`, `Config` for an unknown column.
+    #[boxed]
     pub async fn read_file(
         &self,
         file: &FileTask,
