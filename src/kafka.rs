@@ -1,17 +1,17 @@
 //! What every Kafka client of the application has in common, beside the topology's own: where the servers are, how a
 //! topic is read without joining a group, which errors pass by themselves, which partitions came and went.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use finlake_topology::kafka::{Closing, Member};
+use finlake_topology::kafka::{Closing, Member, RecordQueue, Taken};
 use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 
 use crate::config::Config;
 
@@ -139,9 +139,14 @@ pub fn bounds<C: ConsumerContext>(
 /// Reads what a topic holds, from here to there, in each partition's order: committed records only, joining no group,
 /// moving nothing.
 pub struct Topic {
+    // Before the client it belongs to.
+    records: RefCell<RecordQueue>,
     consumer: BaseConsumer,
     name: &'static str,
 }
+
+/// Records taken from the client at a time.
+const BATCH: usize = 1024;
 
 impl Topic {
     /// Makes the client; asks nothing yet.
@@ -149,9 +154,11 @@ impl Topic {
     /// # Errors
     /// Impossible client settings.
     pub fn open(config: &Config, name: &'static str) -> Result<Topic> {
+        let group = format!("{}-reader", config.kafka.application_id);
+        let consumer: BaseConsumer = reader(config, &group).create()?;
         Ok(Topic {
-            consumer: reader(config, &format!("{}-reader", config.kafka.application_id))
-                .create()?,
+            records: RefCell::new(RecordQueue::new(consumer.client())),
+            consumer,
             name,
         })
     }
@@ -200,13 +207,15 @@ impl Topic {
     pub fn read(
         &self,
         ranges: &BTreeMap<i32, (i64, i64)>,
-        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<bool>,
+        mut each: impl FnMut(&Taken<'_>) -> Result<bool>,
     ) -> Result<()> {
         let mut open = BTreeMap::new();
         let mut list = TopicPartitionList::new();
+        let mut records = self.records.borrow_mut();
         for (&p, &(from, to)) in ranges {
             if from < to {
                 list.add_partition_offset(self.name, p, Offset::Offset(from))?;
+                records.capture(self.consumer.client(), self.name, p)?;
                 open.insert(p, to);
             }
         }
@@ -214,46 +223,71 @@ impl Topic {
             return Ok(());
         }
         self.consumer.assign(&list)?;
-        let result = self.drain(&mut open, &mut each);
+        let result = self.drain(&mut records, &mut open, &mut each);
         self.consumer.unassign()?;
         result
     }
 
     fn drain(
         &self,
+        records: &mut RecordQueue,
         open: &mut BTreeMap<i32, i64>,
-        each: &mut impl FnMut(&BorrowedMessage<'_>) -> Result<bool>,
+        each: &mut impl FnMut(&Taken<'_>) -> Result<bool>,
     ) -> Result<()> {
         let mut heard = Instant::now();
         while !open.is_empty() {
-            match self.consumer.poll(Duration::from_millis(100)) {
-                None if heard.elapsed() > PATIENCE => bail!(
+            let mut more = Ok(true);
+            let mut take = |m: Taken<'_>| {
+                let end = match open.get(&m.partition) {
+                    Some(&end) if matches!(more, Ok(true)) => end,
+                    _ => return,
+                };
+                match m.error {
+                    None => {
+                        if m.offset < end {
+                            more = each(&m);
+                        }
+                        if m.offset + 1 >= end {
+                            open.remove(&m.partition);
+                        }
+                    }
+                    // Markers and aborted records at the end of a range show only here.
+                    Some(RDKafkaErrorCode::PartitionEOF) => {
+                        open.remove(&m.partition);
+                    }
+                    Some(code) => more = self.failed(KafkaError::MessageConsumption(code)),
+                }
+            };
+            // What is there; else the first to come, without waiting for its fellows.
+            let mut heard_of = records.take(BATCH, Duration::ZERO, &mut take);
+            if heard_of == 0 {
+                heard_of = records.take(1, Duration::from_millis(100), &mut take);
+            }
+            if !more? {
+                return Ok(());
+            }
+            // What is of no partition comes by the client's own queue.
+            if let Some(Err(e)) = self.consumer.poll(Duration::ZERO) {
+                self.failed(e)?;
+            }
+            if heard_of > 0 {
+                heard = Instant::now();
+            } else if heard.elapsed() > PATIENCE {
+                bail!(
                     "Kafka has sent nothing of {} for {} s; try again",
                     self.name,
                     PATIENCE.as_secs()
-                ),
-                None => continue,
-                Some(Ok(message)) => {
-                    let partition = message.partition();
-                    if let Some(&end) = open.get(&partition) {
-                        if message.offset() < end && !each(&message)? {
-                            return Ok(());
-                        }
-                        if message.offset() + 1 >= end {
-                            open.remove(&partition);
-                        }
-                    }
-                }
-                // Markers and aborted records at the end of a range show only here.
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    open.remove(&partition);
-                }
-                Some(Err(e)) if is_passing(&e) => continue,
-                Some(Err(e)) => return Err(e).with_context(|| format!("reading {}", self.name)),
+                );
             }
-            heard = Instant::now();
         }
         Ok(())
+    }
+
+    fn failed(&self, e: KafkaError) -> Result<bool> {
+        if is_passing(&e) {
+            return Ok(true);
+        }
+        Err(e).with_context(|| format!("reading {}", self.name))
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use finlake_lakehouse::follows;
 use finlake_schemas::{Break, Codec, topics};
-use rdkafka::Message;
 
 use crate::config::Config;
 use crate::kafka::Topic;
@@ -50,15 +49,15 @@ impl Known {
         }
         let mut known: BTreeMap<[u8; 16], Break> = BTreeMap::new();
         topic.read(bounds, |message| {
-            let Some(value) = message.payload() else {
+            let Some(value) = message.value else {
                 return Ok(true);
             };
             let found = decode(codec, value).with_context(|| {
                 format!(
                     "{}/{}:{}",
                     topics::BREAKS,
-                    message.partition(),
-                    message.offset()
+                    message.partition,
+                    message.offset
                 )
             })?;
             fold(&mut known, found);

@@ -287,7 +287,7 @@ pub fn once(
     let by = Instant::now() + PATIENCE;
     let unlike = loop {
         topic.read(&ranges, |m| {
-            auditor.entry(m.partition(), m.offset(), m.payload().unwrap_or_default())?;
+            auditor.entry(m.partition, m.offset, m.value.unwrap_or_default())?;
             Ok(true)
         })?;
         let unlike = auditor.look();

@@ -193,10 +193,10 @@ fn sink_once(topic: &Topic, lake: &Lakehouse, codec: &Codec, runtime: &Handle) -
         }
     }
     topic.read(&ranges, |m| {
-        if let (Some(batch), Some(value)) = (batches.get_mut(&m.partition()), m.payload()) {
-            let at = || format!("{}/{}:{}", topics::BREAKS, m.partition(), m.offset());
+        if let (Some(batch), Some(value)) = (batches.get_mut(&m.partition), m.value) {
+            let at = || format!("{}/{}:{}", topics::BREAKS, m.partition, m.offset);
             let found = decode(codec, value).with_context(at)?;
-            batch.records.push((m.offset(), found));
+            batch.records.push((m.offset, found));
         }
         Ok(true)
     })?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use finlake_schemas::{dlq, topics};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use finlake_topology::kafka::Taken;
 
 use crate::config::Config;
 use crate::kafka::Topic;
@@ -25,20 +25,15 @@ pub struct Letter {
 }
 
 impl Letter {
-    fn of(message: &BorrowedMessage<'_>) -> Letter {
-        let headers = message.headers().map_or_else(Vec::new, |headers| {
-            headers
-                .iter()
-                .map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec()))
-                .collect()
-        });
+    fn of(record: &Taken<'_>) -> Letter {
+        let headers = record.headers().into_iter();
         Letter {
-            partition: message.partition(),
-            offset: message.offset(),
-            timestamp: message.timestamp().to_millis(),
-            key: message.key().map(<[u8]>::to_vec),
-            value: message.payload().map(<[u8]>::to_vec),
-            headers,
+            partition: record.partition,
+            offset: record.offset,
+            timestamp: (record.timestamp_ms >= 0).then_some(record.timestamp_ms),
+            key: record.key.map(<[u8]>::to_vec),
+            value: record.value.map(<[u8]>::to_vec),
+            headers: headers.map(|(n, v)| (n, v.unwrap_or_default())).collect(),
         }
     }
 

@@ -11,12 +11,12 @@ use finlake_lakehouse::follows;
 use finlake_reconcile::{Finding, Layer, resolved};
 use finlake_schemas::{Break, BreakKind, BreakStatus, Codec, keys, topics};
 use futures::executor::block_on;
+use rdkafka::ClientConfig;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use rdkafka::{ClientConfig, Message};
 
 use crate::exact::World;
 use crate::harness::{Kafka, KafkaSetup, eventually, secs};
@@ -97,7 +97,7 @@ fn records(config: &Config, codec: &Codec) -> Vec<Break> {
     let mut out = Vec::new();
     topic
         .read(&bounds, |m| {
-            out.push(codec.decode_break(m.payload().unwrap())?);
+            out.push(codec.decode_break(m.value.unwrap())?);
             Ok(true)
         })
         .unwrap();

@@ -6,10 +6,11 @@
 //! - records taken from the client by the thousand instead of one by one: a third
 //!   of the CPU of `BaseConsumer::poll`, which looks at the clock for each.
 //!
-//! Every pointer lives in a guard that frees it; nothing leaves this module.
+//! Every pointer lives in a guard that frees it; none leaves this module.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -164,7 +165,7 @@ pub(crate) fn known_high_watermark<C: ClientContext>(
 }
 
 /// A record in the client's memory, or an error of a partition.
-pub(crate) struct Taken<'a> {
+pub struct Taken<'a> {
     /// The topic's name.
     pub topic: &'a str,
     pub partition: i32,
@@ -175,12 +176,40 @@ pub(crate) struct Taken<'a> {
     pub value: Option<&'a [u8]>,
     /// Then the rest is not a record.
     pub error: Option<RDKafkaErrorCode>,
+    message: *mut sys::rd_kafka_message_t,
+    owner: PhantomData<&'a ()>,
+}
+
+impl Taken<'_> {
+    /// Names and values of all headers, in order.
+    pub fn headers(&self) -> Vec<(String, Option<Vec<u8>>)> {
+        let mut found = Vec::new();
+        // SAFETY: the message lives as long as `self`, and its headers as long as it;
+        // they are parsed at this call, on this thread only, and copied out.
+        unsafe {
+            let mut headers = std::ptr::null_mut();
+            let code = sys::rd_kafka_message_headers(self.message, &mut headers);
+            if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return found; // there are none
+            }
+            let (mut name, mut value, mut n) = (std::ptr::null(), std::ptr::null(), 0);
+            while sys::rd_kafka_header_get_all(headers, found.len(), &mut name, &mut value, &mut n)
+                == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+            {
+                let bytes = (!value.is_null())
+                    .then(|| std::slice::from_raw_parts(value.cast::<u8>(), n).to_vec());
+                let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+                found.push((name, bytes));
+            }
+        }
+        found
+    }
 }
 
 /// A queue of our own that fetched records go to, apart from the consumer's, where
 /// rebalances and errors of the client stay: a batch call on that one would
 /// swallow them. Must be dropped before the client.
-pub(crate) struct RecordQueue {
+pub struct RecordQueue {
     queue: Guard<sys::rd_kafka_queue_t>,
     taken: Vec<*mut sys::rd_kafka_message_t>,
 }
@@ -267,6 +296,8 @@ impl RecordQueue {
                     key: bytes(m.key, m.key_len),
                     value: bytes(m.payload, m.len),
                     error: (!good).then(|| m.err.into()),
+                    message: at,
+                    owner: PhantomData,
                 });
             }
         }

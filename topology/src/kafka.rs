@@ -23,6 +23,8 @@ pub use config::KafkaConfig;
 pub use consumer::AttachedConsumer;
 pub use member::{Closing, Member};
 
+pub use crate::ffi::{RecordQueue, Taken};
+
 use crate::broker::{Bounds, Broker, ClusterFacts, Event, PollLimits, TopicFacts};
 use crate::builder::Topology;
 use crate::error::Error;

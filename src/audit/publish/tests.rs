@@ -5,8 +5,6 @@ use finlake_reconcile::{Finding, Layer, resolved};
 use finlake_schemas::registry::Subject;
 use finlake_schemas::{BreakKind, BreakStatus};
 
-use rdkafka::Message;
-
 use super::*;
 use crate::config::Inputs;
 use crate::parts;
@@ -60,7 +58,7 @@ impl Fixture {
         let bounds = topic.settled(&self.config).unwrap();
         topic
             .read(&bounds, |m| {
-                let found = super::super::breaks::decode(&self.codec, m.payload().unwrap())?;
+                let found = super::super::breaks::decode(&self.codec, m.value.unwrap())?;
                 all.push(found.status);
                 Ok(true)
             })

@@ -13,7 +13,6 @@ use finlake_lakehouse::{Lakehouse, Table, VersionRows};
 use finlake_reconcile::topic::{self, Ticked};
 use finlake_reconcile::{Records, Stretch};
 use finlake_schemas::{Kline, topics};
-use rdkafka::Message;
 
 use super::source::Source;
 use crate::kafka::Topic;
@@ -72,22 +71,22 @@ impl<'a> Retained<'a> {
         let range = (range.0.max(low), range.1.min(high));
         let ranges = BTreeMap::from([(partition, range)]);
         opened.topic.read(&ranges, |message| {
-            let value = message.payload().unwrap_or_default();
+            let value = message.value.unwrap_or_default();
             self.source.resolve(value)?;
             // As Bronze shows a key that is no text.
-            let key = String::from_utf8_lossy(message.key().unwrap_or_default());
+            let key = String::from_utf8_lossy(message.key.unwrap_or_default());
             let tick = self.source.codec.decode_tick(value).ok();
             let shown = tick.as_ref().filter(|t| fits_columns(t));
             let hash = match shown {
                 Some(tick) => {
                     let names = topic::names(key.as_bytes(), tick.source, tick.symbol);
-                    let timestamp_ms = message.timestamp().to_millis().unwrap_or(-1);
+                    let timestamp_ms = message.timestamp_ms;
                     topic::content(names, timestamp_ms, tick)
                 }
                 None => topic::raw(key.as_bytes(), value),
             };
             take(&Ticked {
-                offset: message.offset(),
+                offset: message.offset,
                 hash,
                 time: tick.as_ref().and_then(|t| representable(t.trade_time)),
                 symbol: tick.as_ref().map(|t| t.symbol),
@@ -124,7 +123,7 @@ impl<'a> Retained<'a> {
         opened
             .topic
             .read(&BTreeMap::from([(partition, range)]), |message| {
-                let (offset, value) = (message.offset(), message.payload().unwrap_or_default());
+                let (offset, value) = (message.offset, message.value.unwrap_or_default());
                 self.source.resolve(value)?;
                 let codec = &self.source.codec;
                 let place = || format!("offset {offset}");
@@ -189,9 +188,9 @@ impl Records for Retained<'_> {
         let mut read = || -> Result<()> {
             let opened = self.opened(topics::KLINES)?;
             opened.topic.read(&opened.bounds, |message| {
-                let value = message.payload().unwrap_or_default();
+                let value = message.value.unwrap_or_default();
                 self.source.resolve(value)?;
-                let place = || format!("{}:{}", message.partition(), message.offset());
+                let place = || format!("{}:{}", message.partition, message.offset);
                 let kline = self.source.codec.decode_kline(value).with_context(place)?;
                 Ok(take(&kline))
             })

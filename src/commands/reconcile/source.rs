@@ -8,7 +8,6 @@ use finlake_devkafka::DevKafka;
 use finlake_reconcile::{Books, Layer};
 use finlake_schemas::registry::{RegistryError, Subject};
 use finlake_schemas::{Codec, Kind as Schema, topics};
-use rdkafka::Message;
 
 use crate::cli::{Global, ReconcileArgs};
 use crate::commands::reached;
@@ -123,14 +122,14 @@ impl Source {
             books.from_start(partition);
         }
         topic.read(&bounds, |message| {
-            let value = message.payload().unwrap_or_default();
+            let value = message.value.unwrap_or_default();
             self.resolve(value)?;
             let entry = self.codec.decode_ledger(value).with_context(|| {
                 format!(
                     "{}/{}:{}",
                     topics::LEDGER,
-                    message.partition(),
-                    message.offset()
+                    message.partition,
+                    message.offset
                 )
             })?;
             books.push(&entry, value);
