@@ -7,16 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use finlake_lakehouse::{BreakBatch, BreaksSink, LakeError, Lakehouse};
 use finlake_schemas::{Codec, topics};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{Message, Offset};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use super::breaks::decode;
 use crate::config::Config;
 use crate::kafka::{self, Moves, Topic, is_passing};
+
+/// Longest wait for Kafka's answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The thread that fills the table.
 pub struct BreaksThread {
@@ -112,19 +116,16 @@ fn follow(
         for (came, partitions) in events {
             if came {
                 runtime.block_on(sink.assign(&partitions))?;
+                let mut starts = BTreeMap::new();
                 for p in partitions {
-                    let start = sink.next_offset(p);
-                    let at = start.map_or(Offset::Beginning, Offset::Offset);
-                    consumer.seek(topics::BREAKS, p, at, Duration::from_secs(10))?;
-                    let start = match start {
+                    let start = match sink.next_offset(p) {
                         Some(start) => start,
-                        None => {
-                            let wait = Duration::from_secs(10);
-                            consumer.fetch_watermarks(topics::BREAKS, p, wait)?.0
-                        }
+                        None => consumer.fetch_watermarks(topics::BREAKS, p, PATIENCE)?.0,
                     };
+                    starts.insert(p, start);
                     batches.insert(p, empty(p, start));
                 }
+                begin(consumer, &starts)?;
             } else {
                 sink.revoke(&partitions);
                 batches.retain(|p, _| !partitions.contains(p));
@@ -148,6 +149,36 @@ fn follow(
             return Ok(());
         }
     }
+}
+
+/// Reading begins at these offsets. The client takes a moment to start with partitions that have just come, and refuses
+/// to seek them before.
+fn begin(consumer: &BaseConsumer<Moves>, starts: &BTreeMap<i32, i64>) -> Result<()> {
+    let by = Instant::now() + PATIENCE;
+    let mut left: Vec<i32> = starts.keys().copied().collect();
+    while !left.is_empty() {
+        let mut list = TopicPartitionList::new();
+        for p in &left {
+            list.add_partition_offset(topics::BREAKS, *p, Offset::Offset(starts[p]))?;
+        }
+        left.clear();
+        for at in consumer.seek_partitions(list, PATIENCE)?.elements() {
+            match at.error() {
+                Ok(()) => {}
+                Err(e) if e.rdkafka_error_code() == Some(RDKafkaErrorCode::State) => {
+                    if Instant::now() > by {
+                        bail!("partition {} is not being read: {e}", at.partition());
+                    }
+                    left.push(at.partition());
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if !left.is_empty() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
 }
 
 /// Takes all that the topic holds now into the table, joining no group: what `--until-caught-up` promises. Another

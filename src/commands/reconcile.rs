@@ -380,7 +380,13 @@ fn print(global: &Global, report: &Report, named: &Named) -> Result<()> {
         );
     }
     if let Some(cut) = report.cut.values().min() {
-        remark(global.quiet, &format!("cut: {}", format_instant(*cut)));
+        let at = if *cut > 0 {
+            format_instant(*cut)
+        } else {
+            // As for the first minute of a new application.
+            "none for all partitions yet: one has told the tables nothing".to_owned()
+        };
+        remark(global.quiet, &format!("cut: {at}"));
     }
     for m in &report.measured {
         let mark = if m.is_broken() { "FAILED" } else { "passed" };

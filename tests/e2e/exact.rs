@@ -358,6 +358,12 @@ fn two_instances_on_apache_kafka_equal_the_recomputation() {
     std::thread::sleep(secs(4));
     assert_eq!(a.stop(secs(60)), 0, "{}", a.tail());
     assert_eq!(b.stop(secs(60)), 0, "{}", b.tail());
+    for log in [a.log(), b.log()] {
+        assert!(
+            !log.contains("quality.breaks: "),
+            "the table of breaks was followed without a second try: {log}"
+        );
+    }
     world.finish("a");
     world.verify();
     world.reconciles();
