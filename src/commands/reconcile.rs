@@ -308,6 +308,16 @@ fn tell(source: &Source, options: &Options, report: &Report, named: &mut Named) 
     ))
 }
 
+/// The earliest cut of all partitions; it is 0 while one has told the tables nothing, as in the first minute of a new
+/// application.
+fn cut_in_words(cut: i64) -> String {
+    if cut > 0 {
+        format_instant(cut)
+    } else {
+        "none for all partitions yet: one has told the tables nothing".to_owned()
+    }
+}
+
 fn print(global: &Global, report: &Report, named: &Named) -> Result<()> {
     let text = Kind::Text;
     let columns = [
@@ -380,13 +390,7 @@ fn print(global: &Global, report: &Report, named: &Named) -> Result<()> {
         );
     }
     if let Some(cut) = report.cut.values().min() {
-        let at = if *cut > 0 {
-            format_instant(*cut)
-        } else {
-            // As for the first minute of a new application.
-            "none for all partitions yet: one has told the tables nothing".to_owned()
-        };
-        remark(global.quiet, &format!("cut: {at}"));
+        remark(global.quiet, &format!("cut: {}", cut_in_words(*cut)));
     }
     for m in &report.measured {
         let mark = if m.is_broken() { "FAILED" } else { "passed" };
@@ -421,4 +425,18 @@ fn print(global: &Global, report: &Report, named: &Named) -> Result<()> {
         remark(global.quiet, "no breaks");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cut_is_not_told_as_the_year_1970() {
+        assert!(cut_in_words(0).starts_with("none for all partitions yet"));
+        assert_eq!(
+            cut_in_words(1_700_000_000_000_000),
+            "2023-11-14T22:13:20.000000Z"
+        );
+    }
 }
