@@ -362,9 +362,12 @@ pub fn sink_breaks(app: &App, runtime: &Handle) -> Result<()> {
         .context("quality.breaks into its table")
 }
 
-/// Creates missing tables, bound to this Kafka cluster and its topics.
-async fn prepare_lake(app: &App, lake: Lakehouse) -> Result<Lakehouse> {
-    let kafka = kafka_config(&app.config, "-sink", 0);
+/// Who this Kafka cluster and the topics behind the tables are.
+///
+/// # Errors
+/// Kafka does not answer; a topic is missing.
+pub fn kafka_ids(config: &Config) -> Result<KafkaIds> {
+    let kafka = kafka_config(config, "-sink", 0);
     let facts = finlake_topology::kafka::cluster_facts(
         &kafka,
         &[
@@ -381,11 +384,15 @@ async fn prepare_lake(app: &App, lake: Lakehouse) -> Result<Lakehouse> {
             missing.name
         );
     }
-    let ids = KafkaIds {
+    Ok(KafkaIds {
         cluster_id: facts.cluster_id,
         topic_ids: facts.topics.into_iter().map(|t| (t.name, t.id)).collect(),
-    };
-    lake.ensure_tables(&ids).await?;
+    })
+}
+
+/// Creates missing tables, bound to this Kafka cluster and its topics.
+async fn prepare_lake(app: &App, lake: Lakehouse) -> Result<Lakehouse> {
+    lake.ensure_tables(&kafka_ids(&app.config)?).await?;
     Ok(lake.with_faults(app.faults.lake.clone()))
 }
 

@@ -54,7 +54,8 @@ pub fn lake(config: &Config) -> LakeConfig {
     let catalog = match &lake.catalog {
         Catalog::Sqlite { path } => LakeCatalog::Sqlite { path: path.clone() },
         Catalog::Rest { uri } => {
-            let mut props = HashMap::new();
+            let mut props: HashMap<String, String> =
+                lake.properties.0.clone().into_iter().collect();
             for (key, secret) in [
                 ("token", &lake.rest_token),
                 ("credential", &lake.rest_credential),
@@ -82,6 +83,7 @@ pub fn lake(config: &Config) -> LakeConfig {
         upkeep: Upkeep {
             snapshots: lake.keep_snapshots,
             snapshot_age: lake.keep_snapshots_for,
+            metadata_files: lake.keep_metadata_files,
             manifests: lake.merge_manifests_at,
             ..Upkeep::default()
         },
@@ -100,4 +102,33 @@ pub async fn open_lake(config: &Config) -> Result<Lakehouse, finlake_lakehouse::
 /// A duration in µs, the unit of everything that is compared with record times.
 pub fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Inputs;
+
+    #[test]
+    fn further_properties_reach_storage_and_catalog() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "[lake]\ncatalog = \"rest\"\nuri = \"http://h:1\"\nwarehouse = \"wh\"\nkeep_metadata_files = 7\n\
+                    rest_token = \"t\"\nproperties = { \"header.x-team\" = \"desk\" }\n";
+        std::fs::write(dir.path().join("finlake.toml"), text).unwrap();
+        let config = Config::load(&Inputs {
+            data: Some(dir.path().to_owned()),
+            ..Inputs::default()
+        })
+        .unwrap();
+        let lake = lake(&config);
+        assert_eq!(lake.storage["header.x-team"], "desk");
+        assert_eq!(lake.upkeep.metadata_files, 7);
+        let LakeCatalog::Rest { props, .. } = lake.catalog else {
+            panic!("a REST catalog was asked for")
+        };
+        assert_eq!(
+            (props["header.x-team"].as_str(), props["token"].as_str()),
+            ("desk", "t")
+        );
+    }
 }

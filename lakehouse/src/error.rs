@@ -37,9 +37,9 @@ pub enum LakeError {
     /// The input no longer holds what the table needs next.
     #[error(
         "gap: {table} partition {partition} holds commits up to {stored}, the ledger offers \
-         {first}; commits {missing_from}..={missing_to} are lost to the table. Refill them with \
-         `finlake backfill --table {table} --partition {partition} --commits \
-         {missing_from}..={missing_to}` from another copy of the topics, or rebuild the table"
+         {first}; commits {missing_from}..={missing_to} are lost to the table. Bring the ledger's \
+         entries back, or rebuild the table where the topics still begin with commit 1: \
+         `finlake tables rebuild {table}`"
     )]
     Gap {
         /// Table concerned.
@@ -109,7 +109,7 @@ pub enum LakeError {
     /// Two open rows of one key, or a first version where a row is open already (INV-2).
     #[error(
         "duplicate open row: {table} has more than one open row of {key}; run `finlake reconcile` \
-         to list the rows, close one of them by an assertion, then restart the sink"
+         to list the rows, then `finlake tables rebuild {table}`, which takes it from its topic again"
     )]
     DuplicateOpenRow {
         /// Table concerned.
@@ -121,7 +121,8 @@ pub enum LakeError {
     /// A record supersedes a version that is not open in the table (INV-6).
     #[error(
         "missing open row: {table} has no open row of {key} with sys_from = {prev_sys_from}; \
-         the table lost a version or its history was rewritten. Rebuild it from the topic"
+         the table lost a version or its history was rewritten. Rebuild it from its topic: \
+         `finlake tables rebuild {table}`"
     )]
     MissingOpenRow {
         /// Table concerned.
@@ -158,8 +159,8 @@ pub enum LakeError {
     /// The table belongs to another Kafka cluster or topic.
     #[error(
         "kafka changed: {table} was filled from {what} {stored}, now it is {found}; a recreated \
-         cluster or topic must not continue an old table. Use a fresh warehouse, or run \
-         `finlake tables adopt {table}` if it is the same data"
+         cluster or topic must not continue an old table. Go back to the old one, or begin with \
+         another application id, warehouse and state folder"
     )]
     KafkaChanged {
         /// Table concerned.

@@ -49,6 +49,8 @@ pub struct Upkeep {
     pub snapshots: usize,
     /// No snapshot younger than this expires.
     pub snapshot_age: Duration,
+    /// Old metadata files kept.
+    pub metadata_files: usize,
     /// Manifests are merged when there are more than this many.
     pub manifests: usize,
     /// Merged data files are not merged again beyond this size (bytes).
@@ -81,6 +83,7 @@ impl Default for Upkeep {
         Upkeep {
             snapshots: 100,
             snapshot_age: Duration::from_secs(15 * 60),
+            metadata_files: 20,
             manifests: 50,
             file_bytes: 48 << 20,
             merge_rows: 120_000,
@@ -296,7 +299,7 @@ impl Lakehouse {
     pub async fn table(&self, table: Table) -> Result<iceberg::table::Table> {
         let loaded = self.load(table).await?.ok_or_else(|| {
             LakeError::Catalog(format!(
-                "{} does not exist; start `finlake sink` once to create it",
+                "{} does not exist; `finlake run --roles sink` creates it",
                 self.ident(table)
             ))
         })?;
@@ -405,7 +408,8 @@ impl Lakehouse {
                         detail: "the table holds data that FinLake did not write".into(),
                     });
                 }
-                props = properties::initial(self.config.kafka_partitions, ids);
+                let kept = self.config.upkeep.metadata_files;
+                props = properties::initial(self.config.kafka_partitions, ids, kept);
             } else {
                 let known = loaded.metadata.properties();
                 props.extend(
@@ -413,6 +417,10 @@ impl Lakehouse {
                         .into_iter()
                         .filter(|(k, _)| !known.contains_key(k)),
                 );
+                let kept = self.config.upkeep.metadata_files.to_string();
+                if known.get(properties::P_METADATA_FILES) != Some(&kept) {
+                    props.insert(properties::P_METADATA_FILES.into(), kept);
+                }
                 if marks.positions.len() as i32 != self.config.kafka_partitions {
                     return Err(LakeError::Config(format!(
                         "{table} was created for {} Kafka partitions, the topics have {}; \

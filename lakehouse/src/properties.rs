@@ -201,14 +201,17 @@ pub fn updates(positions: &BTreeMap<i32, Position>, snapshot: i64) -> HashMap<St
     out
 }
 
+/// Old metadata files a table keeps; any writer's library heeds it.
+pub const P_METADATA_FILES: &str = "write.metadata.previous-versions-max";
+
 /// The properties a new table starts with: partitions at commit 0, Kafka identities, and the
 /// settings other engines should honour.
-pub fn initial(partitions: i32, ids: &KafkaIds) -> HashMap<String, String> {
+pub fn initial(partitions: i32, ids: &KafkaIds, metadata_files: usize) -> HashMap<String, String> {
     let mut out = HashMap::from([
         (P_VERSION.to_string(), VERSION.to_string()),
         ("write.format.default".into(), "parquet".into()),
         ("write.parquet.compression-codec".into(), "zstd".into()),
-        ("write.metadata.previous-versions-max".into(), "20".into()),
+        (P_METADATA_FILES.into(), metadata_files.to_string()),
         (
             "write.metadata.delete-after-commit.enabled".into(),
             "true".into(),
@@ -359,7 +362,7 @@ mod tests {
             cluster_id: "c1".into(),
             topic_ids: BTreeMap::from([("market.ticks".to_string(), [7u8; 16])]),
         };
-        let mut props = initial(2, &ids);
+        let mut props = initial(2, &ids, 20);
         let moved = BTreeMap::from([(
             1,
             Position {

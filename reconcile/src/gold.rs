@@ -130,7 +130,7 @@ pub fn compare(
                     .expected(format!("close {}", decimal(c.close, 8)))
                     .detail(
                         "Silver has a closed daily bar of this date, Gold has no row; \
-                         `finlake replay` over the day restores it",
+                         market.metrics has it if the table alone lost it: `finlake tables rebuild`",
                     ),
             );
         }

@@ -356,8 +356,8 @@ fn follows(entry: &LedgerEntry, before: &TaskAudit, out: &mut Findings) {
         if i.start > end {
             out.push(
                 position(entry, &i.topic, end, i.start, BreakKind::Missing).detail(
-                    "a range of the input was never processed; replay it: \
-                 `finlake replay --from-offsets`",
+                    "a range of the input was never processed: keep state folder and topics as they \
+                 are and report a bug; the trades can be sent again once that is understood",
                 ),
             );
         } else if i.start < end {

@@ -394,7 +394,8 @@ fn current(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
                 .expected(show(total))
                 .detail(
                     "the bar's trades are in Bronze and accepted, the bar is not in Silver; \
-                     `finlake replay` over its day restores it",
+                     `finlake replay --apply` over its day restores it, unless the task holds the bar \
+                     and the table alone lost it: then `finlake tables rebuild`",
                 ),
         ),
         // Told at a graceful stop, it is wrong still.

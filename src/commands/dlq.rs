@@ -6,7 +6,7 @@ use std::io::{self, Write};
 
 use anyhow::{Result, bail};
 use finlake_schemas::registry::Subject;
-use finlake_schemas::{Codec, Kind as Schema, Tick, dlq, schema_id, topics};
+use finlake_schemas::{Assertion, BarsInput, Codec, Kind as Schema, Tick, dlq, schema_id, topics};
 
 use super::letters::{Letter, Letters, is_class};
 use super::{SAME, printer, redrive};
@@ -228,7 +228,12 @@ fn value(config: &Config, letter: &Letter) -> (String, String) {
             }
             match codec.decode_tick(bytes) {
                 Ok(tick) => return (tick_text(&tick), "decoded as a trade".into()),
-                Err(e) => e.to_string(),
+                Err(e) => match codec.decode_bars_input(bytes) {
+                    Ok(BarsInput::Assertion(a)) => {
+                        return (assertion_text(&a), "decoded as a correction".into());
+                    }
+                    _ => e.to_string(),
+                },
             }
         }
         Err(e) => e.to_string(),
@@ -273,6 +278,37 @@ fn tick_text(tick: &Tick<'_>) -> String {
     }
     text.truncate(text.trim_end().len());
     text
+}
+
+fn assertion_text(a: &Assertion<'_>) -> String {
+    let content = &a.content;
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
+    let pairs = [
+        ("source", a.source.to_owned()),
+        ("symbol", a.symbol.to_owned()),
+        ("bar_interval", a.bar_interval.to_owned()),
+        ("bar_start", format_instant(a.bar_start)),
+        (
+            "expected_sys_from",
+            or_none(a.expected_sys_from.map(format_instant)),
+        ),
+        (
+            "expected_revision",
+            or_none(a.expected_revision.map(|r| r.to_string())),
+        ),
+        ("retracted", a.retracted.to_string()),
+        ("open", content.open.to_string()),
+        ("high", content.high.to_string()),
+        ("low", content.low.to_string()),
+        ("close", content.close.to_string()),
+        ("volume", content.volume.to_string()),
+        ("trade_count", content.trade_count.to_string()),
+        ("origin", a.origin.to_owned()),
+        ("reason", a.reason.to_owned()),
+        ("sent_at", format_instant(a.sent_at)),
+    ];
+    let lines = pairs.map(|(name, value)| format!("  {name:<18} {}", clean(&value)));
+    lines.join("\n")
 }
 
 /// Offsets, sixteen bytes a line, and what of them is text.

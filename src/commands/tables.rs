@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use finlake_lakehouse::{Lakehouse, Table, inspect};
 use tokio::runtime::Runtime;
 
+use super::rebuild;
 use crate::cli::{Global, TablesArgs, TablesCommand};
 use crate::config::Config;
 use crate::output::{Kind, Printer, format_instant, remark};
@@ -32,7 +33,7 @@ pub(crate) fn time(at: Option<i64>) -> Option<String> {
     at.filter(|at| *at > 0).map(format_instant)
 }
 
-/// Runs the command. Exit code 1 if another engine moved a table.
+/// Runs the command. Exit code 1 if another engine moved a table, or one would be dropped.
 ///
 /// # Errors
 /// No such table, catalog or storage.
@@ -82,6 +83,8 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                 ("snapshot_id", number),
                 ("sequence", number),
                 ("committed_at", text),
+                ("parent_id", number),
+                ("current", text),
                 ("operation", text),
                 ("added_rows", number),
                 ("removed_rows", number),
@@ -98,6 +101,8 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                         Some(s.id.to_string()),
                         Some(s.sequence.to_string()),
                         Some(format_instant(s.time)),
+                        s.parent.map(|id| id.to_string()),
+                        Some(if s.is_current { "yes" } else { "" }.into()),
                         Some(s.operation),
                         Some(s.added_rows.to_string()),
                         Some(s.removed_rows.to_string()),
@@ -154,6 +159,12 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                 }
             }
             printer.finish(&[])?;
+        }
+        Some(TablesCommand::Rebuild { table, yes }) => {
+            let [table] = chosen(&lake, &runtime, Some(table))?[..] else {
+                bail!("one table at a time");
+            };
+            return rebuild::run(global, config, &lake, &runtime, table, *yes);
         }
         Some(TablesCommand::Shadows) => {
             let columns = [

@@ -392,7 +392,8 @@ pub const KEYS: &[Key] = &[
         "lake.properties",
         Kind::Map,
         "",
-        "Further properties for the REST catalog's client.",
+        "Further properties for the storage and for the REST catalog's client (`header.*`, `scope`, \
+         `oauth2-server-uri`, `prefix`).",
     ),
     key(
         "lake.commit_interval",

@@ -49,7 +49,8 @@ const OUTPUTS: [(usize, &str); 2] = [(1, topics::OHLCV), (2, topics::METRICS)];
 pub enum AssembleError {
     #[error(
         "INV-12: partition {partition}: the ledger goes from commit {after} to {found}; commits between are missing. \
-         If the ledger's retention removed them, rebuild with `finlake replay --verify`; else report a bug"
+         {} must keep every entry (retention.ms = -1): bring them back, or report a bug",
+        topics::LEDGER
     )]
     CommitGap {
         partition: i32,

@@ -43,8 +43,9 @@ pub enum SinkError {
     Books(#[from] AssembleError),
     #[error(
         "{topic} partition {partition} begins at offset {low}, but {table} holds input only up to {held}: \
-         offsets {held}..{low} are gone from the topic (retention or DeleteRecords). Raise retention.ms; to go on, \
-         restore the records into the topic or rebuild the table in a new warehouse"
+         offsets {held}..{low} are gone from the topic (retention or DeleteRecords). Bronze cannot have them any more. \
+         To go on without them, begin anew beside the tables that are there: `finlake reset --outputs` and another \
+         lake.namespace_prefix; and give the topic a longer retention.ms"
     )]
     Lost {
         topic: &'static str,

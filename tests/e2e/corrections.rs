@@ -461,9 +461,19 @@ fn history_tells_what_each_version_held_and_what_ended_it() {
     );
     // What the correction of a version that never was came to.
     let letters = world.finlake("a").args(["dlq", "list"]).run(secs(60)).ok();
-    assert!(
-        letters.stdout.contains("stale_assertion"),
-        "{}",
-        letters.stdout
-    );
+    let letter = letters
+        .stdout
+        .lines()
+        .find(|l| l.contains("stale_assertion"))
+        .expect(&letters.stdout);
+    assert!(letter.contains("1m bar of"), "{letter}");
+    let (at, _) = letter.split_once(',').unwrap();
+    let shown = world
+        .finlake("a")
+        .args(["dlq", "show", at])
+        .run(secs(60))
+        .ok();
+    for said in ["decoded as a correction", "bar_start", "expected_revision"] {
+        assert!(shown.stdout.contains(said), "{}", shown.stdout);
+    }
 }

@@ -3,6 +3,7 @@
 
 mod apply;
 mod part;
+mod rebuild;
 
 use std::path::Path;
 use std::sync::Arc;

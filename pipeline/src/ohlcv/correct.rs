@@ -15,9 +15,28 @@ use super::state::{Cell, Emitted};
 use crate::{Corrected, Probe};
 
 impl Bars {
-    /// Takes a correction in, finds that it holds already, or rejects it as stale.
+    /// Takes a correction in, finds that it holds already, or rejects it as stale, by the bar's name.
     #[cold]
     pub(super) fn correct(
+        &mut self,
+        ctx: &mut Context<'_>,
+        corrected: &Corrected<'_>,
+    ) -> Result<(), Failure> {
+        self.take_correction(ctx, corrected).map_err(|e| match e {
+            // The dead letter's key says source and symbol only.
+            Failure::Reject { class, message } => {
+                let c = &corrected.correction;
+                let interval = self.plan.intervals.list()[c.interval].name();
+                Failure::reject(
+                    class,
+                    format!("{interval} bar of {} µs: {message}", c.start),
+                )
+            }
+            fatal => fatal,
+        })
+    }
+
+    fn take_correction(
         &mut self,
         ctx: &mut Context<'_>,
         corrected: &Corrected<'_>,

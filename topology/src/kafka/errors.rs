@@ -71,7 +71,7 @@ pub(crate) fn transaction(stage: Stage, id: &str, error: &KafkaError) -> Error {
 pub(crate) fn fenced_instance(id: &str) -> Error {
     Error::Fatal(format!(
         "another process bears the instance id `{id}` and has taken its place in the group; give \
-         every instance of the application its own --instance, or stop one of the two"
+         every instance of the application its own instance id (kafka.instance_id), or stop one of the two"
     ))
 }
 

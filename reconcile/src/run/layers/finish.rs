@@ -6,7 +6,7 @@ impl Run<'_> {
     /// What only all spans together can say.
     pub(super) fn finish(&mut self, mut walk: Walk<'_>, results: BTreeMap<i32, Span>) {
         let partitions = walk.until.len();
-        let whole = self.options.dates.is_none() && self.options.symbol.is_none();
+        let whole = self.whole();
         let mut counted: Vec<BTreeMap<i64, Counted>> = vec![BTreeMap::new(); partitions];
         let mut bars = counts::Rows::new();
         let (mut ticks, mut rows) = (0, 0);

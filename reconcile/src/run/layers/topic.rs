@@ -19,6 +19,11 @@ impl Run<'_> {
         self.options.dates.is_none_or(day) && (symbol.is_none() || record.symbol == symbol)
     }
 
+    /// Whether the run is over every row: the books balance for all of a commit only.
+    pub(super) fn whole(&self) -> bool {
+        self.options.dates.is_none() && self.options.symbol.is_none()
+    }
+
     /// Offsets at which the topic has records, if it still has them.
     pub(super) fn offsets_of(&self, partition: i32, from: i64, to: i64) -> Option<Vec<i64>> {
         let mut offsets = Vec::new();
@@ -57,6 +62,17 @@ impl Run<'_> {
                 }
             };
             if from < first {
+                self.report.notes.push(format!(
+                    "rows of partition {p} from offset {from} to {} are older than what market.ticks retains: \
+                     {}",
+                    to.min(first),
+                    match self.whole() {
+                        true => "compared with the ledger, not with the topic",
+                        false =>
+                            "a row lost there shows as a missing trade id only; a run without date and symbol holds them \
+                             to the ledger",
+                    }
+                ));
                 // What the topic no longer has cannot be found, nor found right again.
                 let causes = ["content", "invented"].map(str::to_owned);
                 self.report.unchecked_causes.extend(causes);
@@ -107,7 +123,7 @@ impl Run<'_> {
             return Ok(());
         };
         let actual = std::mem::take(actual);
-        let whole = self.options.dates.is_none() && self.options.symbol.is_none();
+        let whole = self.whole();
         if whole && self.books.is_some() {
             // The ledger names what is lost, with and without a topic.
             let mut have: Vec<i64> = actual.iter().map(|r| r.0).collect();
