@@ -113,13 +113,16 @@ mod tests {
     fn further_properties_reach_storage_and_catalog() {
         let dir = tempfile::tempdir().unwrap();
         let text = "[lake]\ncatalog = \"rest\"\nuri = \"http://h:1\"\nwarehouse = \"wh\"\nkeep_metadata_files = 7\n\
-                    rest_token = \"t\"\nproperties = { \"header.x-team\" = \"desk\" }\n";
+                    properties = { \"header.x-team\" = \"desk\" }\n";
         std::fs::write(dir.path().join("finlake.toml"), text).unwrap();
-        let config = Config::load(&Inputs {
+        let mut inputs = Inputs {
             data: Some(dir.path().to_owned()),
             ..Inputs::default()
-        })
-        .unwrap();
+        };
+        inputs
+            .env
+            .insert("FINLAKE_LAKE_REST_TOKEN".into(), "t".into());
+        let config = Config::load(&inputs).unwrap();
         let lake = lake(&config);
         assert_eq!(lake.storage["header.x-team"], "desk");
         assert_eq!(lake.upkeep.metadata_files, 7);

@@ -51,7 +51,7 @@ pub fn run(
     let Some(info) = there.iter().find(|t| t.table == table && t.exists) else {
         bail!("{table} does not exist; `finlake run --roles sink` makes it and fills it");
     };
-    let (config, _broker) = reached(config.clone())?;
+    let (config, own) = reached(config.clone())?;
     let consumer: BaseConsumer = kafka::client(&config).create()?;
     let bounds = kafka::bounds(&consumer, name)?;
     if bounds.is_empty() {
@@ -73,7 +73,11 @@ pub fn run(
         lost(table, name, p, entry, bounds.get(&p)?.0)
     });
     let sink = format!("{app}-sink");
-    let members = reset::groups(&consumer, app)?;
+    // A broker that has just been started here remembers members, and nobody else can reach it.
+    let members = match own {
+        Some(_) => Vec::new(),
+        None => reset::groups(&consumer, app)?,
+    };
     if let Some((_, n)) = members.iter().find(|(g, n)| *g == sink && *n > 0) {
         refused = refused.or(Some(format!(
             "group {sink} has {n} members: stop every sink first (with --leave, or wait for the session timeout)"

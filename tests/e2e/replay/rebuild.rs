@@ -6,7 +6,7 @@ use finlake_lakehouse::{Filter, Table};
 use super::part::cut_by_half;
 use super::{damage, gone};
 use crate::exact::{World, market};
-use crate::harness::{Ran, eventually, secs};
+use crate::harness::{Finlake, Ran, eventually, secs};
 use crate::rows;
 
 fn rebuild(world: &World, args: &[&str]) -> Ran {
@@ -116,4 +116,23 @@ fn a_damaged_table_is_dropped_and_filled_again() {
         "{}",
         refused.stderr
     );
+}
+
+/// The broker in the folder remembers the demo's members at each start; nobody can be at work on it, though.
+#[test]
+fn in_a_demos_folder_no_session_has_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let finlake = |args: &[&str]| {
+        let finlake = Finlake::new().data(dir.path()).args(args);
+        finlake.run(secs(120))
+    };
+    let demo = ["demo", "--exit", "--trades", "20000"];
+    finlake(&demo).ok();
+    let before = rows::gold(dir.path());
+    assert!(before.len() > 100, "{}", before.len());
+    let listed = finlake(&["tables", "rebuild", "gold.market_metrics"]);
+    assert_eq!(listed.code, 1, "{}\n{}", listed.stdout, listed.stderr);
+    finlake(&["tables", "rebuild", "gold.market_metrics", "--yes"]).ok();
+    finlake(&demo).ok();
+    assert!(rows::gold(dir.path()).is_superset(&before));
 }
