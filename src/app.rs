@@ -362,12 +362,9 @@ pub fn sink_breaks(app: &App, runtime: &Handle) -> Result<()> {
         .context("quality.breaks into its table")
 }
 
-/// Who this Kafka cluster and the topics behind the tables are.
-///
-/// # Errors
-/// Kafka does not answer; a topic is missing.
-pub fn kafka_ids(config: &Config) -> Result<KafkaIds> {
-    let kafka = kafka_config(config, "-sink", 0);
+/// Creates missing tables, bound to this Kafka cluster and its topics.
+async fn prepare_lake(app: &App, lake: Lakehouse) -> Result<Lakehouse> {
+    let kafka = kafka_config(&app.config, "-sink", 0);
     let facts = finlake_topology::kafka::cluster_facts(
         &kafka,
         &[
@@ -384,15 +381,11 @@ pub fn kafka_ids(config: &Config) -> Result<KafkaIds> {
             missing.name
         );
     }
-    Ok(KafkaIds {
+    let ids = KafkaIds {
         cluster_id: facts.cluster_id,
         topic_ids: facts.topics.into_iter().map(|t| (t.name, t.id)).collect(),
-    })
-}
-
-/// Creates missing tables, bound to this Kafka cluster and its topics.
-async fn prepare_lake(app: &App, lake: Lakehouse) -> Result<Lakehouse> {
-    lake.ensure_tables(&kafka_ids(&app.config)?).await?;
+    };
+    lake.ensure_tables(&ids).await?;
     Ok(lake.with_faults(app.faults.lake.clone()))
 }
 

@@ -10,13 +10,11 @@ use iceberg::spec::{MAIN_BRANCH, SnapshotReference, SnapshotRetention, TableMeta
 use iceberg::{TableRequirement, TableUpdate};
 
 use crate::boxed;
-use crate::catalog::{CatalogOps, Loaded, Proposal, Swap};
+use crate::catalog::{Loaded, Proposal, Swap};
 use crate::error::{LakeError, Result};
 use crate::lake::Lakehouse;
 use crate::maintain;
-use crate::properties::{
-    KafkaIds, P_POSITION, Position, S_POSITIONS, Watermarks, check_identities,
-};
+use crate::properties::{P_POSITION, Position, S_POSITIONS, Watermarks};
 use crate::read::Pinned;
 use crate::shadow;
 use crate::storage;
@@ -65,32 +63,6 @@ impl Lakehouse {
             table,
             tries: TRIES,
         })
-    }
-
-    /// Whether this Kafka cluster and its topics are those that filled the table.
-    ///
-    /// # Errors
-    /// `KafkaChanged` if not, `Catalog` if there is no such table, `Shadow` for a replay's table, `Storage`.
-    #[boxed]
-    pub async fn check_source(&self, table: Table, ids: &KafkaIds) -> Result<()> {
-        let base = self.existing(table).await?;
-        shadow::check_mark(&self.config, &self.ident(table), base.metadata.properties())?;
-        let marks = Watermarks::read(base.metadata.properties())?;
-        check_identities(table, &marks, ids)
-    }
-
-    /// Drops a table with all its files, so that the sink makes it anew and fills it from Kafka. From the catalog first:
-    /// what an interrupted drop leaves behind is referred to by nothing.
-    ///
-    /// # Errors
-    /// Those of [`Lakehouse::check_source`].
-    #[boxed]
-    pub async fn drop_table(&self, table: Table, ids: &KafkaIds) -> Result<()> {
-        self.check_source(table, ids).await?;
-        let base = self.existing(table).await?;
-        let ident = self.ident(table);
-        CatalogOps::drop(self.catalog.as_ref(), &ident).await?;
-        Ok(self.file_io.delete_prefix(base.metadata.location()).await?)
     }
 
     /// Tags the current snapshot, so that neither it nor its files go, and returns the table as it

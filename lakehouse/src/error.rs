@@ -38,8 +38,7 @@ pub enum LakeError {
     #[error(
         "gap: {table} partition {partition} holds commits up to {stored}, the ledger offers \
          {first}; commits {missing_from}..={missing_to} are lost to the table. Bring the ledger's \
-         entries back, or rebuild the table where the topics still begin with commit 1: \
-         `finlake tables rebuild {table}`"
+         entries back, or fill the table anew where its topics still begin with commit 1"
     )]
     Gap {
         /// Table concerned.
@@ -109,7 +108,8 @@ pub enum LakeError {
     /// Two open rows of one key, or a first version where a row is open already (INV-2).
     #[error(
         "duplicate open row: {table} has more than one open row of {key}; run `finlake reconcile` \
-         to list the rows, then `finlake tables rebuild {table}`, which takes it from its topic again"
+         to list the rows: with a `record` break of this key the table was changed and can be put \
+         right; without one the topic itself says so: report it"
     )]
     DuplicateOpenRow {
         /// Table concerned.
@@ -121,8 +121,8 @@ pub enum LakeError {
     /// A record supersedes a version that is not open in the table (INV-6).
     #[error(
         "missing open row: {table} has no open row of {key} with sys_from = {prev_sys_from}; \
-         the table lost a version or its history was rewritten. Rebuild it from its topic: \
-         `finlake tables rebuild {table}`"
+         with a `record` break of this key in `finlake reconcile` the table was changed and can be \
+         put right; without one the topic itself says so: report it"
     )]
     MissingOpenRow {
         /// Table concerned.

@@ -130,7 +130,7 @@ pub fn compare(
                     .expected(format!("close {}", decimal(c.close, 8)))
                     .detail(
                         "Silver has a closed daily bar of this date, Gold has no row; \
-                         market.metrics has it if the table alone lost it: `finlake tables rebuild`",
+                         with a `record` break beside it the table alone lost it, and is to be put right",
                     ),
             );
         }

@@ -395,7 +395,7 @@ fn current(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
                 .detail(
                     "the bar's trades are in Bronze and accepted, the bar is not in Silver; \
                      `finlake replay --apply` over its day restores it, unless the task holds the bar \
-                     and the table alone lost it: then `finlake tables rebuild`",
+                     and the table alone lost it: then put the table right",
                 ),
         ),
         // Told at a graceful stop, it is wrong still.

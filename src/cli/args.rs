@@ -246,23 +246,6 @@ pub enum TablesCommand {
         /// The table, such as silver.market_ohlcv
         table: String,
     },
-    /// Drop a table that was damaged, for the sink to make it anew from Kafka; lists first, drops with --yes
-    #[command(
-        after_help = "Examples:\n  finlake tables rebuild silver.market_ohlcv          what would be read again\n  \
-        finlake tables rebuild silver.market_ohlcv --yes\n  \
-        finlake run --roles sink --until-caught-up\n\n\
-        Every row comes back with the system time and revision it had, since both stand in the topic.\n\
-        Refused while a sink runs, and where the topic or the ledger no longer begins with the table's\n\
-        first record: the rows would be lost. Readers find no table, then a part of it, until the sink has\n\
-        caught up. Exit code 0: dropped; 1: listed only; 2: refused, and why."
-    )]
-    Rebuild {
-        /// The table, such as silver.market_ohlcv
-        table: String,
-        /// Drop it
-        #[arg(long)]
-        yes: bool,
-    },
     /// Live files by kind: count, rows, bytes
     Files {
         /// One table only

@@ -9,7 +9,6 @@ pub mod history;
 pub mod ingest;
 mod letters;
 pub mod query;
-mod rebuild;
 pub mod reconcile;
 mod redrive;
 pub mod replay;

@@ -134,7 +134,7 @@ fn refusal(written: bool, groups: &[(String, usize)]) -> Option<String> {
 }
 
 /// The application's own groups and how many members each has.
-pub(super) fn groups(consumer: &BaseConsumer, app: &str) -> Result<Vec<(String, usize)>> {
+fn groups(consumer: &BaseConsumer, app: &str) -> Result<Vec<(String, usize)>> {
     let list = consumer.fetch_group_list(None, PATIENCE)?;
     let ours = |name: &str| {
         name == app

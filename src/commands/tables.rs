@@ -6,7 +6,6 @@ use anyhow::{Result, bail};
 use finlake_lakehouse::{Lakehouse, Table, inspect};
 use tokio::runtime::Runtime;
 
-use super::rebuild;
 use crate::cli::{Global, TablesArgs, TablesCommand};
 use crate::config::Config;
 use crate::output::{Kind, Printer, format_instant, remark};
@@ -33,7 +32,7 @@ pub(crate) fn time(at: Option<i64>) -> Option<String> {
     at.filter(|at| *at > 0).map(format_instant)
 }
 
-/// Runs the command. Exit code 1 if another engine moved a table, or one would be dropped.
+/// Runs the command. Exit code 1 if another engine moved a table.
 ///
 /// # Errors
 /// No such table, catalog or storage.
@@ -159,12 +158,6 @@ pub fn run(global: &Global, config: &Config, args: &TablesArgs) -> Result<u8> {
                 }
             }
             printer.finish(&[])?;
-        }
-        Some(TablesCommand::Rebuild { table, yes }) => {
-            let [table] = chosen(&lake, &runtime, Some(table))?[..] else {
-                bail!("one table at a time");
-            };
-            return rebuild::run(global, config, &lake, &runtime, table, *yes);
         }
         Some(TablesCommand::Shadows) => {
             let columns = [

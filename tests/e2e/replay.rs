@@ -3,7 +3,6 @@
 
 mod apply;
 mod part;
-mod rebuild;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -123,7 +123,7 @@ fn what_retention_took_from_the_topic_is_replayed_out_of_bronze() {
 }
 
 /// Deletes the first half of each partition of `market.ticks`; how many records that were.
-pub(super) fn cut_by_half(world: &World) -> u64 {
+fn cut_by_half(world: &World) -> u64 {
     let mut ends = [0i64; PARTITIONS as usize];
     for (record, _) in world.read(topics::TICKS) {
         ends[record.partition as usize] = record.offset + 1;

@@ -66,11 +66,11 @@ impl Run<'_> {
                     "rows of partition {p} from offset {from} to {} are older than what market.ticks retains: \
                      {}",
                     to.min(first),
-                    match self.whole() {
+                    match self.whole() && self.books.is_some() {
                         true => "compared with the ledger, not with the topic",
                         false =>
-                            "a row lost there shows as a missing trade id only; a run without date and symbol holds them \
-                             to the ledger",
+                            "a row lost there shows as a missing trade id only; a run without date and symbol, and \
+                             with the ledger, counts them",
                     }
                 ));
                 // What the topic no longer has cannot be found, nor found right again.
