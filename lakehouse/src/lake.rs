@@ -408,19 +408,8 @@ impl Lakehouse {
                         detail: "the table holds data that FinLake did not write".into(),
                     });
                 }
-                let kept = self.config.upkeep.metadata_files;
-                props = properties::initial(self.config.kafka_partitions, ids, kept);
+                props = properties::initial(self.config.kafka_partitions);
             } else {
-                let known = loaded.metadata.properties();
-                props.extend(
-                    properties::identities(ids)
-                        .into_iter()
-                        .filter(|(k, _)| !known.contains_key(k)),
-                );
-                let kept = self.config.upkeep.metadata_files.to_string();
-                if known.get(properties::P_METADATA_FILES) != Some(&kept) {
-                    props.insert(properties::P_METADATA_FILES.into(), kept);
-                }
                 if marks.positions.len() as i32 != self.config.kafka_partitions {
                     return Err(LakeError::Config(format!(
                         "{table} was created for {} Kafka partitions, the topics have {}; \
@@ -429,9 +418,12 @@ impl Lakehouse {
                         self.config.kafka_partitions
                     )));
                 }
-                if props.is_empty() {
-                    return Ok(());
-                }
+            }
+            let known = loaded.metadata.properties();
+            let wanted = properties::wanted(ids, self.config.upkeep.metadata_files);
+            props.extend(wanted.into_iter().filter(|(k, v)| known.get(k) != Some(v)));
+            if props.is_empty() {
+                return Ok(());
             }
             if self.empty_commit(&ident, &loaded, props).await? {
                 return Ok(());
@@ -550,6 +542,19 @@ mod tests {
                     .contains_key(&format!("{P_POSITION}0"))
             );
             lake.table(table).await.unwrap();
+        }
+        // A later start takes over what its configuration says.
+        config.upkeep.metadata_files = 7;
+        let later = Lakehouse::open(config.clone()).await.unwrap();
+        for _ in 0..2 {
+            later.ensure_tables(&ids).await.unwrap();
+            for table in Table::ALL {
+                let metadata = later.load(table).await.unwrap().unwrap().metadata;
+                assert_eq!(metadata.properties()[properties::P_METADATA_FILES], "7");
+                assert_eq!(metadata.snapshots().len(), 2, "once");
+                let marks = later.watermarks(table).await.unwrap();
+                assert_eq!(marks.snapshot, metadata.current_snapshot_id());
+            }
         }
         let other = KafkaIds {
             cluster_id: "other".into(),

@@ -204,14 +204,13 @@ pub fn updates(positions: &BTreeMap<i32, Position>, snapshot: i64) -> HashMap<St
 /// Old metadata files a table keeps; any writer's library heeds it.
 pub const P_METADATA_FILES: &str = "write.metadata.previous-versions-max";
 
-/// The properties a new table starts with: partitions at commit 0, Kafka identities, and the
+/// The properties a new table starts with, but for [`wanted`]: partitions at commit 0, and the
 /// settings other engines should honour.
-pub fn initial(partitions: i32, ids: &KafkaIds, metadata_files: usize) -> HashMap<String, String> {
+pub fn initial(partitions: i32) -> HashMap<String, String> {
     let mut out = HashMap::from([
         (P_VERSION.to_string(), VERSION.to_string()),
         ("write.format.default".into(), "parquet".into()),
         ("write.parquet.compression-codec".into(), "zstd".into()),
-        (P_METADATA_FILES.into(), metadata_files.to_string()),
         (
             "write.metadata.delete-after-commit.enabled".into(),
             "true".into(),
@@ -221,12 +220,18 @@ pub fn initial(partitions: i32, ids: &KafkaIds, metadata_files: usize) -> HashMa
     for p in 0..partitions {
         out.insert(format!("{P_POSITION}{p}"), Position::default().encode());
     }
-    out.extend(identities(ids));
+    out
+}
+
+/// What every table is to have, new or not: the Kafka identities, and what the configuration sets.
+pub fn wanted(ids: &KafkaIds, metadata_files: usize) -> HashMap<String, String> {
+    let mut out = identities(ids);
+    out.insert(P_METADATA_FILES.into(), metadata_files.to_string());
     out
 }
 
 /// Properties that bind a table to a Kafka cluster and its topics.
-pub fn identities(ids: &KafkaIds) -> HashMap<String, String> {
+fn identities(ids: &KafkaIds) -> HashMap<String, String> {
     let mut out = HashMap::new();
     if !ids.cluster_id.is_empty() {
         out.insert(P_CLUSTER.to_string(), ids.cluster_id.clone());

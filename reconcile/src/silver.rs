@@ -420,8 +420,9 @@ fn current(check: &Check<'_>, bar: &Expected, group: &[BarRow], out: &mut Findin
                         ))
                         .detail(format!(
                             "the newest version reflects input up to {}, but offset {} belongs to \
-                             the bar too and its version is overdue; `finlake replay` over its \
-                             day restores it",
+                             the bar too and its version is overdue; `finlake replay --apply` over its \
+                             day restores it, unless the task holds the trade and the table alone lost \
+                             the version: then put the table right",
                             row.ticks_offset, bar.last_offset
                         )),
                 );

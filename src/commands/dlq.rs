@@ -247,43 +247,31 @@ fn value(config: &Config, letter: &Letter) -> (String, String) {
 }
 
 fn tick_text(tick: &Tick<'_>) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "  {name:<15} {}", clean(&value));
-    };
-    line("source", tick.source.into());
-    line("symbol", tick.symbol.into());
-    line("trade_id", tick.trade_id.to_string());
-    line("price", tick.price.to_string());
-    line("quantity", tick.quantity.to_string());
-    line("trade_time", format_instant(tick.trade_time));
-    for (name, value) in [
-        ("event_time", tick.event_time),
-        ("ingest_time", tick.ingest_time),
-    ] {
-        if let Some(value) = value {
-            line(name, format_instant(value));
-        }
-    }
-    if let Some(maker) = tick.buyer_maker {
-        line("buyer_maker", maker.to_string());
-    }
-    for (name, value) in [
-        ("first_trade_id", tick.first_trade_id),
-        ("last_trade_id", tick.last_trade_id),
-    ] {
-        if let Some(value) = value {
-            line(name, value.to_string());
-        }
-    }
-    text.truncate(text.trim_end().len());
-    text
+    let always = [
+        ("source", tick.source.to_owned()),
+        ("symbol", tick.symbol.to_owned()),
+        ("trade_id", tick.trade_id.to_string()),
+        ("price", tick.price.to_string()),
+        ("quantity", tick.quantity.to_string()),
+        ("trade_time", format_instant(tick.trade_time)),
+    ];
+    let if_known = [
+        ("event_time", tick.event_time.map(format_instant)),
+        ("ingest_time", tick.ingest_time.map(format_instant)),
+        ("buyer_maker", tick.buyer_maker.map(|b| b.to_string())),
+        ("first_trade_id", tick.first_trade_id.map(|n| n.to_string())),
+        ("last_trade_id", tick.last_trade_id.map(|n| n.to_string())),
+    ];
+    let known = if_known
+        .into_iter()
+        .filter_map(|(name, v)| Some((name, v?)));
+    lines(always.into_iter().chain(known))
 }
 
 fn assertion_text(a: &Assertion<'_>) -> String {
     let content = &a.content;
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
-    let pairs = [
+    lines([
         ("source", a.source.to_owned()),
         ("symbol", a.symbol.to_owned()),
         ("bar_interval", a.bar_interval.to_owned()),
@@ -306,8 +294,15 @@ fn assertion_text(a: &Assertion<'_>) -> String {
         ("origin", a.origin.to_owned()),
         ("reason", a.reason.to_owned()),
         ("sent_at", format_instant(a.sent_at)),
-    ];
-    let lines = pairs.map(|(name, value)| format!("  {name:<18} {}", clean(&value)));
+    ])
+}
+
+/// Names and values, one a line.
+fn lines(pairs: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    let lines: Vec<String> = pairs
+        .into_iter()
+        .map(|(name, value)| format!("  {name:<18} {}", clean(&value)))
+        .collect();
     lines.join("\n")
 }
 

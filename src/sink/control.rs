@@ -103,7 +103,7 @@ pub trait SinkObserver: Send {
     fn shape(&mut self, table: Table, files: usize, hot_rows: usize) {
         let _ = (table, files, hot_rows);
     }
-    /// System time (µs) up to which all owned partitions of all tables are whole.
+    /// System time (µs) up to which all owned partitions of all tables are whole, 0 without partitions.
     fn frontier(&mut self, at: i64) {
         let _ = at;
     }

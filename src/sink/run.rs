@@ -242,6 +242,8 @@ impl Sink {
         for table in &mut self.tables {
             table.revoke(partitions);
         }
+        // Else the frontier of what others go on with stays here as it was.
+        self.publish();
     }
 
     /// Notes partitions as owned before they can be begun, so that a failure in between begins them again.
@@ -504,7 +506,7 @@ impl Sink {
 
     fn publish(&mut self) {
         let mut status = self.status.lock();
-        let mut frontier = i64::MAX;
+        let mut frontier: Option<i64> = None;
         for &partition in self.parts.keys() {
             let at: [Position; TABLES] = std::array::from_fn(|i| {
                 self.tables[i]
@@ -513,13 +515,12 @@ impl Sink {
                     .copied()
                     .unwrap_or_default()
             });
-            frontier = frontier.min(at.iter().map(|p| p.frontier).min().unwrap_or(0));
+            let whole = at.iter().map(|p| p.frontier).min().unwrap_or(0);
+            frontier = Some(frontier.map_or(whole, |least| least.min(whole)));
             status.positions.insert(partition, at);
         }
         drop(status);
-        if frontier != i64::MAX {
-            self.observer.frontier(frontier);
-        }
+        self.observer.frontier(frontier.unwrap_or(0));
     }
 
     /// Consumer-group offsets, for lag tools alone.

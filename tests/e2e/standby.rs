@@ -1,8 +1,12 @@
 //! Several instances with the role audit on Apache Kafka: one is active, whatever becomes of it another goes on, and what
-//! goes wrong meanwhile is found once.
+//! goes wrong meanwhile is found once. And two sinks for one partition.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use finlake::app::PlantedFaults;
 use finlake::demo::market::Message;
+use finlake_devkafka::DevKafka;
 use finlake_lakehouse::Table;
 use finlake_lakehouse::faults::Plant;
 use finlake_schemas::topics;
@@ -131,4 +135,50 @@ fn another_instance_takes_the_audit_over() {
     assert!(ran.stderr.contains(said), "{}", ran.stderr);
     let breaks = world.read(topics::BREAKS);
     assert_eq!(breaks.len(), 1);
+}
+
+/// What an instance's metrics endpoint says of a gauge without labels.
+fn gauge(process: &FinlakeProcess, name: &str) -> Option<i64> {
+    let log = process.log();
+    let (_, rest) = log.split_once("metrics http://")?;
+    let (address, _) = rest.split_once('/')?;
+    let mut stream = TcpStream::connect(address).ok()?;
+    let asked = "GET /metrics HTTP/1.1\r\nHost: finlake\r\nConnection: close\r\n\r\n";
+    stream.write_all(asked.as_bytes()).ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let mut lines = text.lines().filter_map(|l| l.split_once(' '));
+    lines.find(|(n, _)| *n == name)?.1.parse().ok()
+}
+
+#[test]
+fn a_sink_that_lost_its_partition_tells_no_frontier() {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,1d");
+    let finlake = |name: &str| world.finlake(name).set("kafka.partitions", 1);
+    finlake("setup").args(["topics", "create"]).quick().ok();
+    world.produce(&market(&world, 17, 2, 500));
+    let all = finlake("a").args(["run", "--until-caught-up"]);
+    all.run(secs(120)).ok();
+
+    let frontier = |sink: &FinlakeProcess| gauge(sink, "finlake_frontier_timestamp_seconds");
+    let sink = |name: &str| finlake(name).args(["run", "--roles", "sink"]).spawn();
+    let mut asleep = sink("a");
+    let told = eventually("it tells how whole the tables are", secs(60), || {
+        frontier(&asleep).filter(|at| *at > 0)
+    });
+    // Beyond its session, and another one has taken the partition over.
+    asleep.pause();
+    let mut other = sink("b");
+    eventually("the other one tells it", secs(60), || {
+        frontier(&other).filter(|at| *at >= told)
+    });
+    asleep.resume();
+    eventually("it has nothing to tell", secs(60), || {
+        frontier(&asleep).filter(|at| *at == 0)
+    });
+    assert!(frontier(&other) >= Some(told));
+    for sink in [&mut asleep, &mut other] {
+        assert_eq!(sink.stop(secs(60)), 0, "{}", sink.tail());
+    }
 }
