@@ -20,6 +20,7 @@ pub mod topology;
 pub mod version;
 
 use std::io::{self, StdoutLock};
+use std::net::TcpStream;
 
 use anyhow::{Context, Result, bail};
 use finlake_devkafka::{DevKafka, Storage};
@@ -57,23 +58,39 @@ async fn existing_lake(config: &Config) -> Result<Lakehouse> {
     Ok(parts::open_lake(config).await?)
 }
 
-/// Kafka and the registry as configured; where they do not answer and the data folder holds an embedded broker's
-/// topics, that broker, for as long as the second value lives.
+/// Kafka and the registry as configured. Where they do not answer and the data folder holds an embedded broker's topics:
+/// that broker, the one that a demo runs there, or one of our own for as long as the second value lives.
 ///
 /// # Errors
-/// The folder is damaged, or another process runs a broker on it.
+/// The folder is damaged.
 pub fn reached(mut config: Config) -> Result<(Config, Option<DevKafka>)> {
     let folder = config.data.kafka();
+    let servers: Vec<&str> = config.kafka.bootstrap_servers.split(',').collect();
     // A cluster elsewhere is never replaced by what an old demo left here.
-    let near = |server: &str| {
+    let is_here = servers.iter().all(|server| {
         let host = server
             .trim()
             .rsplit_once(':')
-            .map_or(server, |(host, _)| host);
+            .map_or(*server, |(host, _)| host);
         ["127.0.0.1", "localhost", "[::1]"].contains(&host.trim())
-    };
-    let is_here = config.kafka.bootstrap_servers.split(',').all(near);
-    if !is_here || !folder.is_dir() || kafka::reachable(&config) {
+    });
+    if !is_here || !folder.is_dir() {
+        return Ok((config, None));
+    }
+    // A client would ask a port that nobody listens on again and again, for seconds.
+    let listens = |server: &&str| TcpStream::connect(server.trim()).is_ok();
+    if servers.iter().any(listens) && kafka::reachable(&config) {
+        return Ok((config, None));
+    }
+    let shown = folder.display();
+    // Remarks also with --quiet: it matters which topics were read or written.
+    if let Some((bootstrap, url)) = DevKafka::running(&folder) {
+        remark(
+            false,
+            &format!("asking the embedded broker at {bootstrap}, which runs on {shown}"),
+        );
+        config.kafka.bootstrap_servers = bootstrap;
+        config.registry.url = url;
         return Ok((config, None));
     }
     let broker = DevKafka::start(finlake_devkafka::Config {
@@ -83,14 +100,12 @@ pub fn reached(mut config: Config) -> Result<(Config, Option<DevKafka>)> {
     let broker = broker.with_context(|| {
         let servers = &config.kafka.bootstrap_servers;
         format!(
-            "{servers} does not answer, and the embedded broker's folder {} cannot be opened",
-            folder.display()
+            "{servers} does not answer, and the embedded broker's folder {shown} cannot be opened"
         )
     })?;
-    // Also with --quiet: it matters which topics were read or written.
     remark(
         false,
-        &format!("reading the embedded broker's folder {}", folder.display()),
+        &format!("reading the embedded broker's folder {shown}"),
     );
     config.kafka.bootstrap_servers = broker.bootstrap();
     config.registry.url = broker.registry_url().unwrap_or_default();

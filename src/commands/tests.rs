@@ -321,3 +321,48 @@ fn a_cluster_elsewhere_is_never_replaced_by_the_folder_of_a_demo() {
     let (found, broker) = reached(config).unwrap();
     assert_eq!(found.kafka.bootstrap_servers, broker.unwrap().bootstrap());
 }
+
+#[test]
+fn the_broker_of_a_running_demo_is_asked() {
+    let data = tempfile::tempdir().unwrap();
+    let config = {
+        // A port that nobody listens on.
+        let port = {
+            let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            taken.local_addr().unwrap().port()
+        };
+        let servers = format!("127.0.0.1:{port}");
+        let set = "kafka.bootstrap_servers".to_owned();
+        Config::load(&Inputs {
+            data: Some(data.path().to_owned()),
+            overrides: vec![(set, servers, "--set".to_owned())],
+            ..Inputs::default()
+        })
+        .unwrap()
+    };
+    let folder = config.data.kafka();
+    assert_eq!(DevKafka::running(&folder), None);
+    let demo = || {
+        DevKafka::start(BrokerConfig {
+            storage: Storage::Folder(folder.clone()),
+            ..BrokerConfig::default()
+        })
+    };
+    for _ in 0..2 {
+        let demo = demo().unwrap();
+        let (found, own) = reached(config.clone()).unwrap();
+        assert!(own.is_none());
+        assert_eq!(found.kafka.bootstrap_servers, demo.bootstrap());
+        assert_eq!(Some(found.registry.url), demo.registry_url());
+        // A cluster that was named and answers goes before it.
+        let other = DevKafka::start(BrokerConfig::default()).unwrap();
+        let mut named = config.clone();
+        named.kafka.bootstrap_servers = other.bootstrap();
+        let (found, _) = reached(named).unwrap();
+        assert_eq!(found.kafka.bootstrap_servers, other.bootstrap());
+    }
+    // What it said is void once it has ended.
+    assert_eq!(DevKafka::running(&folder), None);
+    let (found, own) = reached(config).unwrap();
+    assert_eq!(found.kafka.bootstrap_servers, own.unwrap().bootstrap());
+}

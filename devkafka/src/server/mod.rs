@@ -9,7 +9,7 @@ mod connection;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -26,7 +26,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::core::{Client, Core, CoreConfig, Reply, Ticket};
 use crate::faults::Faults;
 use crate::registry::Registry;
-use crate::storage::{FileStorage, MemoryStorage, StorageError};
+use crate::storage::{self, FileStorage, MemoryStorage, StorageError};
 use crate::wire::{Request, Response};
 
 /// Where a broker keeps its data.
@@ -312,14 +312,27 @@ impl DevKafka {
             .name("devkafka".to_owned())
             .spawn(run)
             .map_err(Error::Thread)?;
+        let bootstrap = format!("{host}:{}", local.port());
+        if let Storage::Folder(path) = &config.storage {
+            let url = registry_url.as_deref().unwrap_or_default();
+            storage::announce(path, &format!("{bootstrap}\n{url}\n"))?;
+        }
         Ok(DevKafka {
-            bootstrap: format!("{host}:{}", local.port()),
+            bootstrap,
             registry_url,
             cluster_id,
             shared,
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+
+    /// The broker that another process runs on this folder: what clients take as `bootstrap.servers`,
+    /// and the registry's URL, empty without one.
+    pub fn running(folder: &Path) -> Option<(String, String)> {
+        let text = storage::announced(folder)?;
+        let (bootstrap, url) = text.split_once('\n')?;
+        Some((bootstrap.to_owned(), url.trim_end().to_owned()))
     }
 
     /// What clients take as `bootstrap.servers`.

@@ -1,7 +1,8 @@
 //! Files in a data folder: every append is a write(2) before the request is answered, so all that
 //! was acknowledged survives a kill -9 of the process (not a loss of power, unless `sync`).
 //!
-//! A lock file keeps a second broker off the folder. Open handles are bounded; the one used
+//! A lock file keeps a second broker off the folder, and a file beside it says where the first one
+//! listens. Open handles are bounded; the one used
 //! longest ago is closed first. `replace` writes beside and renames.
 
 use std::collections::BTreeMap;
@@ -46,6 +47,26 @@ fn patiently(lock: &File) -> bool {
     })
 }
 
+/// The file that names a folder's broker to other processes; what a dead one left is void.
+const ADDRESS: &str = "ADDRESS";
+
+/// Says where the broker of a locked folder listens.
+pub fn announce(root: &Path, lines: &str) -> Result<()> {
+    let (path, new) = (root.join(ADDRESS), root.join("ADDRESS.new"));
+    let written = fs::write(&new, lines).and_then(|()| fs::rename(&new, &path));
+    written.map_err(|e| StorageError::new("write", &path.display().to_string(), e))
+}
+
+/// What the broker that holds the lock of this folder has announced.
+pub fn announced(root: &Path) -> Option<String> {
+    let lock = File::open(root.join("LOCK")).ok()?;
+    // Shared: others who ask at the same time must not be taken for the broker.
+    if lock.try_lock_shared().is_ok() {
+        return None;
+    }
+    fs::read_to_string(root.join(ADDRESS)).ok()
+}
+
 impl FileStorage {
     /// Opens (and creates) a data folder and locks it. `sync`: fsync after every append.
     pub fn open(root: &Path, sync: bool) -> Result<FileStorage> {
@@ -63,6 +84,11 @@ impl FileStorage {
                 "another broker uses this data folder",
             );
             return Err(StorageError::new("lock", &name, taken));
+        }
+        if let Err(e) = fs::remove_file(root.join(ADDRESS))
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(StorageError::new("remove the address of", &name, e));
         }
         Ok(FileStorage {
             sync,

@@ -9,7 +9,7 @@
 mod file;
 mod memory;
 
-pub use file::FileStorage;
+pub use file::{FileStorage, announce, announced};
 pub use memory::MemoryStorage;
 
 use bytes::Bytes;
