@@ -367,7 +367,8 @@ mod tests {
             cluster_id: "c1".into(),
             topic_ids: BTreeMap::from([("market.ticks".to_string(), [7u8; 16])]),
         };
-        let mut props = initial(2, &ids, 20);
+        let mut props = initial(2);
+        props.extend(wanted(&ids, 20));
         let moved = BTreeMap::from([(
             1,
             Position {
