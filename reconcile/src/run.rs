@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use finlake_lakehouse::{Filter, LakeError, Lakehouse, Pinned, Table};
+use finlake_lakehouse::{Filter, LakeError, Lakehouse, Pinned, Scan, Table};
 use finlake_market::GoldConfig;
 use finlake_schemas::Kline;
 
@@ -199,6 +199,20 @@ impl Pins {
         Ok(pins)
     }
 
+    /// Whether any of the tables has a row of this symbol.
+    async fn know(&self, symbol: &str) -> Result<bool, LakeError> {
+        let scan = Scan::columns(&["symbol"]).filter(Filter::all().symbol(symbol));
+        for pinned in [&self.bronze, &self.silver, &self.gold]
+            .into_iter()
+            .flatten()
+        {
+            if pinned.collect(&scan).await?.num_rows() > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Lets the snapshots go.
     ///
     /// # Errors
@@ -283,6 +297,15 @@ pub async fn run(
         }
     }
     let mut report = run.report;
+    if let Some(symbol) = &options.symbol
+        && report.rows.values().all(|rows| *rows == 0)
+        && !pins.know(symbol).await?
+    {
+        // A slip of the pen is no clean result.
+        report.unchecked.push(format!(
+            "no table has a row of the symbol {symbol}, on any day: write it as the tables do"
+        ));
+    }
     report.measured = run.tally.judge(&options.validators);
     for rule in &options.validators {
         let known = report.measured.iter().any(|m| m.rule == *rule)

@@ -126,11 +126,35 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// What a replay gave: `settled` at the cut, and `last`, the rows that a stop at the cut would have made besides.
+/// What a replay gave: `settled` at the cut, and `last`, the rows that the task may have given by then, or gives at a stop.
 #[derive(Debug, Clone, Default)]
 pub struct Replayed {
     pub settled: Rows,
     pub last: Rows,
+}
+
+impl Replayed {
+    /// Takes what a commit gave. A version of an unfinished bar that `by_clock` alone was due may come later: a task
+    /// that was killed counts its quiet minute from its new start.
+    pub fn take(&mut self, key: Vec<u8>, row: Option<Row>, by_clock: bool) {
+        match row {
+            Some(row) if by_clock && !row.closed => {
+                self.last.insert(key, row);
+            }
+            row => {
+                self.last.remove(&key);
+                put(&mut self.settled, key, row);
+            }
+        }
+    }
+}
+
+/// The newest row of a key; without one, that there is none any more.
+pub fn put(rows: &mut Rows, key: Vec<u8>, row: Option<Row>) {
+    match row {
+        Some(row) => rows.insert(key, row),
+        None => rows.remove(&key),
+    };
 }
 
 /// Silver and Gold, as the tables hold them and as a replay gave them.
@@ -294,6 +318,40 @@ mod tests {
         let (tally, found) = compare(&rows(&[("a", 1, true), ("c", 7, true)]), &replayed);
         assert_eq!((tally.pending, tally.different), (2, 1));
         assert_eq!(found[0].key, b"c");
+    }
+
+    #[test]
+    fn a_version_that_the_clock_alone_made_due_may_still_come() {
+        let one = |close, closed| Some(row(close, closed));
+        let mut replayed = Replayed::default();
+        let mut take = |key: &str, row, by_clock| {
+            replayed.take(key.as_bytes().to_vec(), row, by_clock);
+        };
+        // Quiet minutes of bars that go on: the table has no version yet, an older one, a wrong one.
+        take("a", one(1, false), true);
+        take("b", one(1, false), false);
+        take("b", one(2, false), true);
+        take("c", one(1, true), true);
+        // Stream time made it due, or the bar has ended meanwhile, or a stop came: the table must have it.
+        take("d", one(1, false), false);
+        take("e", one(1, false), true);
+        take("e", one(2, true), false);
+        take("f", one(1, false), true);
+        take("f", one(1, false), false);
+        take("g", one(1, false), true);
+        take("g", None, false);
+        let live = rows(&[("b", 1, false), ("c", 7, true), ("g", 1, false)]);
+        let (tally, found) = compare(&live, &replayed);
+        assert_eq!((tally.equal, tally.pending, tally.different), (0, 2, 5));
+        let named: Vec<_> = found.iter().map(|d| (d.key[0], d.what)).collect();
+        let wanted = [
+            (b'c', What::Different),
+            (b'd', What::Missing),
+            (b'e', What::Missing),
+            (b'f', What::Missing),
+            (b'g', What::Extra),
+        ];
+        assert_eq!(named, wanted);
     }
 
     #[test]

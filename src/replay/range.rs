@@ -10,7 +10,7 @@ use finlake_pipeline::Market;
 use finlake_topology::{OutputRecord, RecordBatch, TestDriver, TopicIdx};
 use tokio::runtime::Handle;
 
-use super::compare::{Replayed, Rows, Sides};
+use super::compare::{Replayed, Rows, Sides, put};
 use super::corrected::{self, Corrected};
 use super::keys::{self, Wanted};
 use super::rerun::{CHUNK, Rerun, Tables, collect, driver, shadow_of};
@@ -239,7 +239,9 @@ impl Feed<'_> {
             if shadow.is_some() {
                 latest.take(codec, &outputs)?;
             }
-            collect(codec, outputs, Some(&mut bars), Some(&mut metrics))
+            collect(codec, outputs, |layer, key, row| {
+                put([&mut bars, &mut metrics][layer], key, row);
+            })
         };
         let mut batch = RecordBatch::new();
         for chunk in records.chunks(CHUNK) {

@@ -1,7 +1,7 @@
 //! The topology again: the production task over stores in memory, fed from the topics or from Bronze. Here the whole of
 //! it, commit by commit as the ledger has it; `range` has the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use anyhow::{Result, bail};
@@ -13,7 +13,7 @@ use finlake_topology::task::CommitKind;
 use finlake_topology::{OutputRecord, RecordBatch, TestDriver, TopicIdx, Topology};
 use tokio::runtime::Handle;
 
-use super::compare::{Difference, Row, Rows, Sides, Tally, compare, set_apart};
+use super::compare::{Difference, Row, Sides, Tally, compare, put, set_apart};
 use super::corrected::Corrected;
 use super::keys::{self, Wanted};
 use super::shadow::{self, Kept, Shadow};
@@ -256,18 +256,29 @@ impl Partition<'_> {
             if let Some(shadow) = &mut shadow {
                 shadow.commit(entry, &outputs, cuts.map(|cut| entry.commit <= cut))?;
             }
-            collect(
-                &app.codec,
-                outputs,
-                (entry.commit <= cuts[0]).then_some(&mut sides.silver.settled),
-                (entry.commit <= cuts[1]).then_some(&mut sides.gold.settled),
-            )?;
+            // Neither trades nor corrections nor a stop made what is due now.
+            let moved = moved(i.checked_sub(1).map(|i| &entries[i]), entry);
+            let is_corrected = entry
+                .inputs
+                .iter()
+                .any(|r| r.topic == topics::BARS && r.end > r.start);
+            let by_clock =
+                |key: &[u8]| !stopping && !is_corrected && !moved.contains(source_of(key));
+            let within = cuts.map(|cut| entry.commit <= cut);
+            collect(&app.codec, outputs, |layer, key, row| {
+                if within[layer] {
+                    let by_clock = by_clock(&key);
+                    [&mut sides.silver, &mut sides.gold][layer].take(key, row, by_clock);
+                }
+            })?;
         }
         // What a stop at the cut gives is in no commit of the ledger, and in no shadow.
         driver.stop()?;
         let outputs = driver.take_outputs();
-        let (bars, metrics) = (&mut sides.silver.last, &mut sides.gold.last);
-        collect(&app.codec, outputs, Some(bars), Some(metrics))?;
+        let last = [&mut sides.silver.last, &mut sides.gold.last];
+        collect(&app.codec, outputs, |layer, key, row| {
+            put(last[layer], key, row);
+        })?;
         Ok(cuts)
     }
 
@@ -401,28 +412,34 @@ pub(super) fn driver(topology: &Topology<Market>, partition: i32) -> Result<Test
     )?)
 }
 
-/// Takes Silver and Gold records in; later ones replace earlier ones.
+/// Hands over the rows of Silver (0) and of Gold (1); none takes one back.
 pub(super) fn collect(
     codec: &Codec,
     outputs: Vec<OutputRecord>,
-    silver: Option<&mut Rows>,
-    gold: Option<&mut Rows>,
+    mut take: impl FnMut(usize, Vec<u8>, Option<Row>),
 ) -> Result<()> {
-    let mut into = [silver, gold];
     for record in outputs {
         let value = record.value.as_deref().unwrap_or_default();
-        let (rows, row) = match record.topic.as_str() {
+        let (layer, row) = match record.topic.as_str() {
             topics::OHLCV => (0, Row::of_bar(&codec.decode_bar(value)?)),
             topics::METRICS => (1, Row::of_metrics(&codec.decode_metrics(value)?)),
             _ => continue,
         };
-        let (Some(rows), Some(key)) = (&mut into[rows], record.key) else {
-            continue;
-        };
-        match row {
-            Some(row) => rows.insert(key, row),
-            None => rows.remove(&key),
-        };
+        if let Some(key) = record.key {
+            take(layer, key, row);
+        }
     }
     Ok(())
+}
+
+/// The sources whose stream time moved from one entry to the next.
+fn moved<'a>(before: Option<&LedgerEntry>, entry: &'a LedgerEntry) -> BTreeSet<&'a [u8]> {
+    let stood = |at: &(String, i64)| before.is_some_and(|e| e.stream_times.contains(at));
+    let moved = entry.stream_times.iter().filter(|at| !stood(at));
+    moved.map(|(source, _)| source.as_bytes()).collect()
+}
+
+/// Of the key of a bar or of metrics.
+fn source_of(key: &[u8]) -> &[u8] {
+    key.split(|b| *b == b':').next().unwrap_or(key)
 }

@@ -56,6 +56,13 @@ fn what_the_demo_leaves_is_clean() {
     ];
     let report = run(&day);
     assert_eq!(report.code, 0, "{}\n{}", report.stdout, report.stderr);
+    // A symbol that no table has is no clean result; a day without rows is one.
+    for (scope, code) in [(["--symbol", "NOPE"], 2), (["--date", "2031-01-01"], 0)] {
+        let ran = run(&[&["reconcile", "--no-kafka", "--quiet"][..], &scope].concat());
+        assert_eq!(ran.code, code, "{}\n{}", ran.stdout, ran.stderr);
+        let said = ran.stderr.contains("no table has a row of the symbol NOPE");
+        assert_eq!(said, code == 2, "{}", ran.stderr);
+    }
     // Nothing was found by the audit either: the table of breaks is empty.
     let sql = "select count(*) as n from quality.breaks";
     let rows = run(&["query", "--quiet", "--output", "csv", sql]).ok();
