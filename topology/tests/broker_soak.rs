@@ -148,3 +148,15 @@ fn random_deaths_moves_and_cuts() {
     }
     c.check();
 }
+
+/// What is injected hits whoever commits next, the soak's own feeder too.
+#[test]
+fn the_feeder_outlives_the_faults() {
+    let Some(c) = Cluster::faulty() else { return };
+    let faults = c.dev.as_ref().unwrap().faults();
+    for fault in [Fault::DropReply, Fault::CloseBefore, Fault::Withhold] {
+        faults.inject_end_txn(true, fault, 1);
+        c.feed_transaction(false);
+        assert_eq!(faults.outstanding(), 0);
+    }
+}

@@ -161,11 +161,14 @@ impl Cluster {
         self.flush();
     }
 
-    /// Records in a transaction: they leave a marker.
+    /// Records in a transaction: they leave a marker. A fault that was meant for the thread may hit
+    /// this client, so it gives up a request that is not answered well before its calls end.
     pub fn feed_transaction(&self, abort: bool) {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
             .set("transactional.id", format!("{}-feeder", self.app))
+            .set("socket.timeout.ms", "2000")
+            .set("reconnect.backoff.max.ms", "300")
             .create()
             .unwrap();
         let timeout = Duration::from_secs(10);
