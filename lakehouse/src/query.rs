@@ -29,6 +29,7 @@ use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use finlake_schemas::keys::iso_instant;
 use futures::{Stream, TryStreamExt};
 use iceberg::{NamespaceIdent, Runtime, TableIdent};
 
@@ -298,22 +299,14 @@ pub fn not_final(stability: &Stability) -> String {
         (Some(frontier), None) => format!(
             "the statement asks for what is known now; {tables} are whole up to {}: add \
              --as-of-system with this or an earlier time",
-            show(frontier)
+            iso_instant(frontier)
         ),
         (Some(frontier), Some(asked)) => format!(
             "{tables} are whole up to {}, asked for was {}: wait, or ask for an earlier time",
-            show(frontier),
-            show(asked)
+            iso_instant(frontier),
+            iso_instant(asked)
         ),
     }
-}
-
-fn show(us: i64) -> String {
-    use datafusion::arrow::temporal_conversions::timestamp_us_to_datetime;
-    timestamp_us_to_datetime(us).map_or_else(
-        || format!("{us} µs"),
-        |t| format!("{}Z", t.format("%Y-%m-%dT%H:%M:%S%.6f")),
-    )
 }
 
 /// A planning error, with what to do where DataFusion only says what it missed.

@@ -90,6 +90,17 @@ pub fn iso_date(days_since_1970: i32) -> String {
     }
 }
 
+/// RFC 3339 in UTC with microseconds, of microseconds since 1970; years as in [`iso_date`].
+pub fn iso_instant(us: i64) -> String {
+    const DAY: i64 = 86_400_000_000;
+    let (days, within) = (us.div_euclid(DAY), us.rem_euclid(DAY));
+    // Never beyond: an i64 of microseconds has 107 million days.
+    let date = iso_date(i32::try_from(days).unwrap_or(i32::MAX));
+    let (seconds, micros) = (within / 1_000_000, within % 1_000_000);
+    let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{date}T{h:02}:{m:02}:{s:02}.{micros:06}Z")
+}
+
 /// Year, month and day of a day number, by eras of 400 years.
 fn civil(days_since_1970: i32) -> (i64, i64, i64) {
     // Count from 0000-03-01, so that the leap day is the last of its year.
@@ -178,6 +189,15 @@ mod tests {
             assert_eq!(iso_date(days), text);
         }
         let _ = (iso_date(i32::MIN), iso_date(i32::MAX));
+        for (us, text) in [
+            (0, "1970-01-01T00:00:00.000000Z"),
+            (-1, "1969-12-31T23:59:59.999999Z"),
+            (1_767_571_200_002_003, "2026-01-05T00:00:00.002003Z"),
+            (253_402_300_800_000_000, "+010000-01-01T00:00:00.000000Z"),
+        ] {
+            assert_eq!(iso_instant(us), text);
+        }
+        let _ = (iso_instant(i64::MIN), iso_instant(i64::MAX));
     }
 
     #[test]

@@ -20,7 +20,8 @@ pub mod topology;
 pub mod version;
 
 use std::io::{self, StdoutLock};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use finlake_devkafka::{DevKafka, Storage};
@@ -78,7 +79,11 @@ pub fn reached(mut config: Config) -> Result<(Config, Option<DevKafka>)> {
         return Ok((config, None));
     }
     // A client would ask a port that nobody listens on again and again, for seconds.
-    let listens = |server: &&str| TcpStream::connect(server.trim()).is_ok();
+    let answers = |a| TcpStream::connect_timeout(&a, Duration::from_secs(1)).is_ok();
+    let listens = |server: &&str| {
+        let found = server.trim().to_socket_addrs();
+        found.is_ok_and(|mut all| all.any(answers))
+    };
     if servers.iter().any(listens) && kafka::reachable(&config) {
         return Ok((config, None));
     }

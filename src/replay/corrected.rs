@@ -17,6 +17,7 @@ use futures::TryStreamExt;
 
 use super::apply::ORIGIN;
 use super::compare::Rows;
+use super::keys::symbol_of;
 use super::live::{column, texts};
 
 /// What a record of `market.bars` asserted.
@@ -154,13 +155,6 @@ fn close_of(key: &[u8], daily: &str) -> Option<(Vec<u8>, i32)> {
     let start: i64 = start.parse().ok()?;
     let day = i32::try_from(start.div_euclid(DAY)).ok()?;
     (instrument.ends_with(':')).then(|| (instrument.as_bytes().to_vec(), day))
-}
-
-/// The symbol in the key of a bar.
-fn symbol_of(key: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(key).ok()?;
-    let (_, rest) = text.split_once(':')?;
-    rest.rsplitn(3, ':').nth(2)
 }
 
 /// The daily closes among bars: `source:symbol:` and day.
@@ -333,8 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn symbols_and_closes_are_read_off_keys() {
-        assert_eq!(symbol_of(b"x:A:B:1m:60"), Some("A:B"));
+    fn closes_are_read_off_keys() {
         let close = (b"x:A:".to_vec(), 2);
         assert_eq!(close_of(b"x:A:1d:172800000000", "1d"), Some(close));
         assert_eq!(close_of(b"x:A:11d:172800000000", "1d"), None);

@@ -69,6 +69,18 @@ fn colons_after(key: &[u8], prefix: &[u8]) -> Option<usize> {
     Some(rest.iter().filter(|b| **b == b':').count())
 }
 
+/// The source in the key of a bar or of metrics.
+pub(super) fn source_of(key: &[u8]) -> &[u8] {
+    key.split(|b| *b == b':').next().unwrap_or(key)
+}
+
+/// The symbol in the key of a bar.
+pub(super) fn symbol_of(key: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(key).ok()?;
+    let (_, rest) = text.split_once(':')?;
+    rest.rsplitn(3, ':').nth(2)
+}
+
 /// Keeps what is wanted of both sides: those bars, and the metrics of their instruments; nothing wanted: all.
 ///
 /// # Errors
@@ -150,6 +162,13 @@ mod tests {
             },
             gold: Replayed::default(),
         }
+    }
+
+    #[test]
+    fn sources_and_symbols_are_read_off_keys() {
+        assert_eq!(source_of(b"x:A:B:1m:60"), b"x");
+        assert_eq!(source_of(b"x:A:1970-01-01"), b"x");
+        assert_eq!(symbol_of(b"x:A:B:1m:60"), Some("A:B"));
     }
 
     #[test]

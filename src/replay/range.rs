@@ -10,7 +10,7 @@ use finlake_pipeline::Market;
 use finlake_topology::{OutputRecord, RecordBatch, TestDriver, TopicIdx};
 use tokio::runtime::Handle;
 
-use super::compare::{Replayed, Rows, Sides, put};
+use super::compare::{Replayed, Rows, Sides};
 use super::corrected::{self, Corrected};
 use super::keys::{self, Wanted};
 use super::rerun::{CHUNK, Rerun, Tables, collect, driver, shadow_of};
@@ -92,7 +92,7 @@ pub fn range(
         progress: &progress,
         rerun: &mut rerun,
     };
-    feed.partitions(&partitions, shadow.as_mut(), (&mut silver, &mut gold))?;
+    feed.partitions(&partitions, shadow.as_mut(), [&mut silver, &mut gold])?;
     progress.done();
     if !corrected.is_empty() {
         let live = runtime.block_on(closes(&tables, days))?;
@@ -195,7 +195,7 @@ impl Feed<'_> {
         &mut self,
         partitions: &[i32],
         mut shadow: Option<&mut Shadow>,
-        (silver, gold): (&mut Replayed, &mut Replayed),
+        [silver, gold]: [&mut Replayed; 2],
     ) -> Result<()> {
         let mut config = pipeline_config(&self.app.config);
         // The remedy for `too_late`: here no bar has left the store.
@@ -203,16 +203,7 @@ impl Feed<'_> {
         let topology = finlake_pipeline::build(&config, self.app.codec.clone())?;
         for &p in partitions {
             let driver = driver(&topology, p)?;
-            let (bars, metrics) = self.partition(p, driver, shadow.as_deref_mut())?;
-            for (key, row) in bars {
-                let rows = if row.closed {
-                    &mut silver.settled
-                } else {
-                    &mut silver.last
-                };
-                rows.insert(key, row);
-            }
-            gold.settled.extend(metrics);
+            self.partition(p, driver, shadow.as_deref_mut(), [silver, gold])?;
         }
         if let Some(shadow) = shadow {
             let others = (0..self.app.config.kafka.partitions).filter(|p| !partitions.contains(p));
@@ -221,26 +212,28 @@ impl Feed<'_> {
         Ok(())
     }
 
-    /// What one partition gives: bars and metrics.
+    /// Takes what one partition gives: bars and metrics. Which version of an unfinished bar the table has is the
+    /// task's clock's.
     fn partition(
         &mut self,
         p: i32,
         mut driver: TestDriver<Market>,
         shadow: Option<&mut Shadow>,
-    ) -> Result<(Rows, Rows)> {
+        [silver, gold]: [&mut Replayed; 2],
+    ) -> Result<()> {
         let codec = &self.app.codec;
         let end = self.tables.silver.position(p).input_end;
         let read = bronze::days(&self.tables.bronze, codec, p, self.days.clone());
         let mut records = self.runtime.block_on(read)?;
         records.retain(|r| r.offset < end);
         self.rerun.from_bronze += records.len() as u64;
-        let (mut bars, mut metrics, mut latest) = (Rows::new(), Rows::new(), Latest::default());
+        let mut latest = Latest::default();
         let mut take = |outputs: Vec<OutputRecord>| {
             if shadow.is_some() {
                 latest.take(codec, &outputs)?;
             }
             collect(codec, outputs, |layer, key, row| {
-                put([&mut bars, &mut metrics][layer], key, row);
+                [&mut *silver, &mut *gold][layer].take(key, row, true);
             })
         };
         let mut batch = RecordBatch::new();
@@ -265,7 +258,7 @@ impl Feed<'_> {
             shadow.begin(p)?;
             shadow.versions(&latest, end, self.now)?;
         }
-        Ok((bars, metrics))
+        Ok(())
     }
 }
 

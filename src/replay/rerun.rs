@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use super::compare::{Difference, Row, Sides, Tally, compare, put, set_apart};
 use super::corrected::Corrected;
-use super::keys::{self, Wanted};
+use super::keys::{self, Wanted, source_of};
 use super::shadow::{self, Kept, Shadow};
 use super::topics::Cursor;
 use super::{bronze, live};
@@ -437,9 +437,4 @@ fn moved<'a>(before: Option<&LedgerEntry>, entry: &'a LedgerEntry) -> BTreeSet<&
     let stood = |at: &(String, i64)| before.is_some_and(|e| e.stream_times.contains(at));
     let moved = entry.stream_times.iter().filter(|at| !stood(at));
     moved.map(|(source, _)| source.as_bytes()).collect()
-}
-
-/// Of the key of a bar or of metrics.
-fn source_of(key: &[u8]) -> &[u8] {
-    key.split(|b| *b == b':').next().unwrap_or(key)
 }

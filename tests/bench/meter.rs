@@ -1,9 +1,8 @@
 //! What a process costs (from /proc), what it says (from /metrics), and how results are printed.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
+
+use crate::harness::http;
 
 /// A process's consumption so far.
 #[derive(Debug, Clone, Copy, Default)]
@@ -63,16 +62,9 @@ impl Scrape {
 
 /// Reads `/metrics` of `address`.
 pub fn scrape(address: &str) -> Scrape {
-    let mut text = String::new();
-    let answered = (|| {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: finlake\r\nConnection: close\r\n\r\n")?;
-        stream.read_to_string(&mut text)
-    })();
-    if answered.is_err() {
+    let Ok(text) = http(address, "GET /metrics", "") else {
         return Scrape(BTreeMap::new());
-    }
+    };
     let lines = text.lines().filter(|l| l.starts_with("finlake_"));
     let pairs = lines.filter_map(|l| {
         let (name, value) = l.rsplit_once(' ')?;

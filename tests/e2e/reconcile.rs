@@ -11,7 +11,7 @@ use finlake_lakehouse::faults::tamper;
 use finlake_lakehouse::{Filter, LakeConfig, Lakehouse, Table};
 
 use crate::capture::{gunzip, recorded};
-use crate::harness::{Finlake, Ran, secs};
+use crate::harness::{Finlake, Ran, http, secs};
 
 #[test]
 fn what_the_demo_leaves_is_clean() {
@@ -332,19 +332,10 @@ fn the_registered_schema_is_compared() {
 
 /// Registers a schema.
 fn post(registry: &str, subject: &str, schema: &str) {
-    use std::io::{Read, Write};
     let body = serde_json::json!({"schema": schema}).to_string();
     let host = registry.trim_start_matches("http://").trim_end_matches('/');
-    let mut stream = std::net::TcpStream::connect(host).unwrap();
-    write!(
-        stream,
-        "POST /subjects/{subject}/versions HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let request = format!("POST /subjects/{subject}/versions");
+    let answer = http(host, &request, &body).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 

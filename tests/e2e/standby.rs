@@ -1,9 +1,6 @@
 //! Several instances with the role audit on Apache Kafka: one is active, whatever becomes of it another goes on, and what
 //! goes wrong meanwhile is found once. And two sinks for one partition.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-
 use finlake::app::PlantedFaults;
 use finlake::demo::market::Message;
 use finlake_devkafka::DevKafka;
@@ -14,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::exact::{PARTITIONS, World, market};
-use crate::harness::{FinlakeProcess, Kafka, eventually, secs};
+use crate::harness::{FinlakeProcess, Kafka, eventually, http, secs};
 use crate::planted::{Inside, once};
 
 /// Whether an instance is active, by what it last said; `None` before it said anything.
@@ -142,11 +139,7 @@ fn gauge(process: &FinlakeProcess, name: &str) -> Option<i64> {
     let log = process.log();
     let (_, rest) = log.split_once("metrics http://")?;
     let (address, _) = rest.split_once('/')?;
-    let mut stream = TcpStream::connect(address).ok()?;
-    let asked = "GET /metrics HTTP/1.1\r\nHost: finlake\r\nConnection: close\r\n\r\n";
-    stream.write_all(asked.as_bytes()).ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
+    let text = http(address, "GET /metrics", "").ok()?;
     let mut lines = text.lines().filter_map(|l| l.split_once(' '));
     lines.find(|(n, _)| *n == name)?.1.parse().ok()
 }

@@ -25,8 +25,8 @@ pub use kafka::{Kafka, KafkaSetup, kafka_tools};
 pub use process::Process;
 pub use readers::{Read, Reader, Readers};
 
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,6 @@ fn cache() -> Option<PathBuf> {
         .or_else(|| of("HOME").map(|p| p.join(".cache/finlake")))
 }
 
-/// A Java for Kafka and Spark.
 /// The Java runtime, 17 or newer.
 pub fn java() -> PathBuf {
     std::env::var_os("TEST_JAVA").map_or_else(|| PathBuf::from("java"), PathBuf::from)
@@ -93,6 +92,22 @@ pub fn free_ports(n: usize) -> Vec<u16> {
     held.iter()
         .map(|l| l.local_addr().expect("has an address").port())
         .collect()
+}
+
+/// All that a server on this machine answers to a request (`GET /metrics`), head and body; `body`
+/// is JSON, or empty.
+pub fn http(address: &str, request: &str, body: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(secs(5)))?;
+    let length = body.len();
+    write!(
+        stream,
+        "{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Calls `check` until it gives a value; panics with `what` after `timeout`.

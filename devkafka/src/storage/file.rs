@@ -2,8 +2,8 @@
 //! was acknowledged survives a kill -9 of the process (not a loss of power, unless `sync`).
 //!
 //! A lock file keeps a second broker off the folder, and a file beside it says where the first one
-//! listens. Open handles are bounded; the one used
-//! longest ago is closed first. `replace` writes beside and renames.
+//! listens. Open handles are bounded; the one used longest ago is closed first. `replace` writes
+//! beside and renames.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

@@ -311,7 +311,7 @@ async fn as_of_queries_equal_the_model() {
                     fixture.expected(&as_of),
                     "seed {seed} {as_of:?}"
                 );
-                let (s_text, v_text) = (show(s), show(v));
+                let (s_text, v_text) = (iso_instant(s), iso_instant(v));
                 let from = match as_of {
                     AsOf {
                         system: Some(_),
@@ -354,7 +354,7 @@ async fn filters_skip_files_and_lose_no_row() {
             .await;
     }
     let engine = fixture.engine();
-    let noon = show(T0 + 30 * HOUR);
+    let noon = iso_instant(T0 + 30 * HOUR);
     let cases = [
         "symbol = 'BB'".to_owned(),
         "symbol IN ('BB', 'ZZ') AND close > 8".to_owned(),
@@ -488,7 +488,7 @@ async fn an_answer_says_whether_it_is_final() {
         .await
         .unwrap_err()
         .to_string();
-    assert!(refused.contains(&show(T0 + 50)), "{refused}");
+    assert!(refused.contains(&iso_instant(T0 + 50)), "{refused}");
     let refused = engine
         .sql(sql, &stable(None))
         .await

@@ -8,6 +8,7 @@
 use finlake_market::Correction;
 use finlake_market::interval::MINUTE;
 use finlake_schemas::dlq;
+use finlake_schemas::keys::iso_instant;
 use finlake_topology::{Context, Failure};
 
 use super::Bars;
@@ -29,7 +30,7 @@ impl Bars {
                 let interval = self.plan.intervals.list()[c.interval].name();
                 Failure::reject(
                     class,
-                    format!("{interval} bar of {} µs: {message}", c.start),
+                    format!("{interval} bar of {}: {message}", iso_instant(c.start)),
                 )
             }
             fatal => fatal,
@@ -151,7 +152,9 @@ fn replace(cell: &mut Cell, c: &Correction) -> Result<bool, Failure> {
 
 fn version(of: Option<(i64, i32)>) -> String {
     match of {
-        Some((sys_from, revision)) => format!("revision {revision} of sys_from {sys_from} µs"),
+        Some((sys_from, revision)) => {
+            format!("revision {revision} of sys_from {}", iso_instant(sys_from))
+        }
         None => "no open version".to_owned(),
     }
 }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use finlake_market::interval::MINUTE;
 use finlake_market::{Ohlcv, Trade};
 use finlake_schemas::dlq;
+use finlake_schemas::keys::iso_instant;
 use finlake_topology::state::Versioned;
 use finlake_topology::{Context, Failure, Forward, Micros, Processor, SinkId};
 
@@ -391,8 +392,10 @@ fn too_late(ctx: &mut Context<'_>, interval: &str, time: i64, horizon: i64) -> R
     ctx.dead_letter(
         &dlq::too_late(interval),
         &format!(
-            "trade_time {time} µs: the {interval} bars that end up to {horizon} µs have left the \
-             store; the other intervals took the trade, `replay` repairs this one"
+            "trade_time {}: the {interval} bars that end up to {} have left the store; the other \
+             intervals took the trade, `replay` repairs this one",
+            iso_instant(time),
+            iso_instant(horizon)
         ),
     )
 }

@@ -18,6 +18,7 @@ use std::time::Instant;
 use finlake_lakehouse::{FileTask, Filter, LakeError, Lakehouse, OPEN_END, Pinned, Scan};
 use finlake_market::SeenIds;
 use finlake_market::interval::DAY;
+use finlake_schemas::keys::iso_instant;
 use futures::TryStreamExt;
 
 use super::{Options, Records, Report, Watch, behind, scope};
@@ -139,19 +140,26 @@ impl Run<'_> {
             .max()
             .map_or(0, |p| usize::try_from(*p).unwrap_or(0) + 1);
         let mut until = Vec::with_capacity(partitions);
+        let mut behind = None;
         for p in 0..partitions {
             let partition = i32::try_from(p).unwrap_or(i32::MAX);
             let whole = tables.iter().map(|t| t.position(partition).frontier).min();
             let whole = whole.unwrap_or(0);
             let wanted = self.options.as_of.unwrap_or(whole);
             if wanted > whole {
-                self.report.unchecked.push(format!(
-                    "partition {p} is whole up to {whole} µs only, asked was {wanted}: wait, or ask \
-                     for an earlier --as-of"
-                ));
+                behind = Some(behind.map_or(whole, |least: i64| least.min(whole)));
             }
             until.push(wanted.min(whole));
             self.report.cut.insert(partition, wanted.min(whole));
+        }
+        if let (Some(whole), Some(asked)) = (behind, self.options.as_of) {
+            let names: Vec<_> = tables.iter().map(|t| t.table().to_string()).collect();
+            self.report.unchecked.push(format!(
+                "{} are whole up to {} only, asked was {}: wait, or ask for an earlier --as-of",
+                names.join(" and "),
+                iso_instant(whole),
+                iso_instant(asked)
+            ));
         }
         until
     }
