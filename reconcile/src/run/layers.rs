@@ -155,7 +155,7 @@ impl Run<'_> {
         if let (Some(whole), Some(asked)) = (behind, self.options.as_of) {
             let names: Vec<_> = tables.iter().map(|t| t.table().to_string()).collect();
             self.report.unchecked.push(format!(
-                "{} are whole up to {} only, asked was {}: wait, or ask for an earlier --as-of",
+                "{}: whole up to {} only, asked was {}: wait, or ask for an earlier --as-of",
                 names.join(" and "),
                 iso_instant(whole),
                 iso_instant(asked)

@@ -90,6 +90,13 @@ async fn clean_tables_are_clean() {
     o.as_of = Some(cut + 1_000_000_000);
     let report = reconcile(&made.lake, &o, None, None).await;
     assert_eq!(report.exit_code(), 2, "{}", show(&report));
+    // Once for Bronze with Silver and once for Silver with Gold, whatever the number of partitions.
+    let asked = finlake_schemas::keys::iso_instant(cut + 1_000_000_000);
+    let told = report.unchecked.iter().filter(|u| u.contains(&asked));
+    let of: Vec<&str> = told.filter_map(|u| u.split(':').next()).collect();
+    let silver = "silver.market_ohlcv";
+    let both = format!("{silver} and gold.market_metrics");
+    assert_eq!(of, [silver, &both], "{:?}", report.unchecked);
 }
 
 /// Damages one file at random, runs `check`, and puts the file back.
