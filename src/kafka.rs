@@ -1,7 +1,6 @@
 //! What every Kafka client of the application has in common, beside the topology's own: where the servers are, how a
 //! topic is read without joining a group, which errors pass by themselves, which partitions came and went.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -139,9 +138,10 @@ pub fn bounds<C: ConsumerContext>(
 /// Reads what a topic holds, from here to there, in each partition's order: committed records only, joining no group,
 /// moving nothing.
 pub struct Topic {
-    // Before the client it belongs to.
-    records: RefCell<RecordQueue>,
+    /// Asked for offsets only.
     consumer: BaseConsumer,
+    /// Of the one that reads.
+    settings: ClientConfig,
     name: &'static str,
 }
 
@@ -155,10 +155,10 @@ impl Topic {
     /// Impossible client settings.
     pub fn open(config: &Config, name: &'static str) -> Result<Topic> {
         let group = format!("{}-reader", config.kafka.application_id);
-        let consumer: BaseConsumer = reader(config, &group).create()?;
+        let settings = reader(config, &group);
         Ok(Topic {
-            records: RefCell::new(RecordQueue::new(consumer.client())),
-            consumer,
+            consumer: settings.create()?,
+            settings,
             name,
         })
     }
@@ -202,6 +202,9 @@ impl Topic {
 
     /// Hands every committed record of these ranges (first, next offset) to `each`; `false` ends the reading.
     ///
+    /// Each time by a client of its own: librdkafka undoes the forwarding of a partition's queue some time after its
+    /// `unassign` returned, so that of the next reading may be undone.
+    ///
     /// # Errors
     /// Kafka is silent, a range is no longer there, or what `each` gives.
     pub fn read(
@@ -211,25 +214,25 @@ impl Topic {
     ) -> Result<()> {
         let mut open = BTreeMap::new();
         let mut list = TopicPartitionList::new();
-        let mut records = self.records.borrow_mut();
-        for (&p, &(from, to)) in ranges {
-            if from < to {
-                list.add_partition_offset(self.name, p, Offset::Offset(from))?;
-                records.capture(self.consumer.client(), self.name, p)?;
-                open.insert(p, to);
-            }
-        }
-        if open.is_empty() {
+        let wanted: Vec<_> = ranges.iter().filter(|(_, r)| r.0 < r.1).collect();
+        if wanted.is_empty() {
             return Ok(());
         }
-        self.consumer.assign(&list)?;
-        let result = self.drain(&mut records, &mut open, &mut each);
-        self.consumer.unassign()?;
-        result
+        // The queue is dropped before the client that it belongs to.
+        let consumer: BaseConsumer = self.settings.create()?;
+        let mut records = RecordQueue::new(consumer.client());
+        for (&p, &(from, to)) in wanted {
+            list.add_partition_offset(self.name, p, Offset::Offset(from))?;
+            records.capture(consumer.client(), self.name, p)?;
+            open.insert(p, to);
+        }
+        consumer.assign(&list)?;
+        self.drain(&consumer, &mut records, &mut open, &mut each)
     }
 
     fn drain(
         &self,
+        consumer: &BaseConsumer,
         records: &mut RecordQueue,
         open: &mut BTreeMap<i32, i64>,
         each: &mut impl FnMut(&Taken<'_>) -> Result<bool>,
@@ -267,7 +270,7 @@ impl Topic {
                 return Ok(());
             }
             // What is of no partition comes by the client's own queue.
-            if let Some(Err(e)) = self.consumer.poll(Duration::ZERO) {
+            if let Some(Err(e)) = consumer.poll(Duration::ZERO) {
                 self.failed(e)?;
             }
             if heard_of > 0 {
@@ -310,6 +313,40 @@ mod tests {
 
     use super::*;
     use crate::config::Inputs;
+
+    /// What is compared with a topic reads ranges of it again, at once.
+    #[test]
+    fn a_topic_is_read_again_and_again() {
+        let broker = DevKafka::start(BrokerConfig::default()).unwrap();
+        let set = |key: &str, value: String| (key.to_owned(), value, "--set".to_owned());
+        let inputs = Inputs {
+            overrides: vec![set("kafka.bootstrap_servers", broker.bootstrap())],
+            ..Inputs::default()
+        };
+        let config = Config::load(&inputs).unwrap();
+        broker
+            .create_topic(topics::TICKS, 1, topics::config(topics::TICKS))
+            .unwrap();
+        let producer: rdkafka::producer::BaseProducer = client(&config).create().unwrap();
+        for i in 0..100u8 {
+            let record = rdkafka::producer::BaseRecord::<(), _>::to(topics::TICKS);
+            let value = [i];
+            producer.send(record.payload(&value)).unwrap();
+        }
+        rdkafka::producer::Producer::flush(&producer, PATIENCE).unwrap();
+        let topic = Topic::open(&config, topics::TICKS).unwrap();
+        for from in 0..60 {
+            let mut found = Vec::new();
+            let range = BTreeMap::from([(0, (from, 100))]);
+            topic
+                .read(&range, |m| {
+                    found.push(m.offset);
+                    Ok(true)
+                })
+                .unwrap();
+            assert_eq!(found, (from..100).collect::<Vec<_>>());
+        }
+    }
 
     /// A check over an empty topic finds nothing wrong; over one that cannot be read it has to say so.
     #[test]
