@@ -123,7 +123,8 @@ pub(crate) fn bronze(
         date: None,
         symbol: None,
         as_of: None,
-        rules: None,
+        // Thresholds say nothing of whether the table is whole.
+        rules: Some(String::new()),
         report_only: true,
         metrics: None,
         no_kafka: false,
@@ -168,27 +169,26 @@ fn examine(
     let pins = runtime
         .block_on(Pins::take(lake, &options.layers, &tag, options.wait))
         .context("the tables could not be pinned")?;
-    if let Some(silver) = &pins.silver {
-        // What the table holds, not what is configured today: intervals may have changed, and the
-        // demo's are its own.
-        let found = runtime.block_on(intervals(silver))?;
-        for configured in config.stream.intervals.list() {
-            if !found.is_empty() && !found.contains(configured) {
-                let text = format!("Silver holds no {configured} bars: they are not compared");
-                remark(global.quiet, &text);
-            }
+    // What the table holds, not what is configured today: intervals may have changed, and the
+    // demo's are its own.
+    let held = match &pins.silver {
+        Some(silver) => held(global, config, silver, runtime).map(Some),
+        None => Ok(None),
+    };
+    let outcome = held.and_then(|held| {
+        if let Some(held) = held {
+            options.market.intervals = held;
         }
-        options.market.intervals = Intervals::new(&found)?;
-    }
-    let outcome = compare(
-        global,
-        lake,
-        &pins,
-        &options,
-        source.as_ref(),
-        &mut unread,
-        runtime,
-    );
+        compare(
+            global,
+            lake,
+            &pins,
+            &options,
+            source.as_ref(),
+            &mut unread,
+            runtime,
+        )
+    });
     if let Err(e) = runtime.block_on(pins.release()) {
         tracing::warn!("the tag {tag} was left behind ({e}); a later run removes it");
     }
@@ -208,6 +208,18 @@ async fn intervals(silver: &Pinned) -> Result<Vec<Interval>> {
         names.extend(values.into_iter().flatten().flatten().map(str::to_owned));
     }
     Ok(names.iter().map(|n| n.parse()).collect::<Result<_, _>>()?)
+}
+
+/// Those, and a remark on configured ones that are not among them.
+fn held(global: &Global, config: &Config, silver: &Pinned, runtime: &Runtime) -> Result<Intervals> {
+    let found = runtime.block_on(intervals(silver))?;
+    for configured in config.stream.intervals.list() {
+        if !found.is_empty() && !found.contains(configured) {
+            let text = format!("Silver holds no {configured} bars: they are not compared");
+            remark(global.quiet, &text);
+        }
+    }
+    Ok(Intervals::new(&found)?)
 }
 
 fn compare(

@@ -1,5 +1,7 @@
 //! `finlake replay`: the topology once more over what was processed, and what would differ.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail};
 use finlake_lakehouse::Lakehouse;
 use finlake_reconcile::{Finding, Layer, Report};
@@ -242,7 +244,14 @@ fn again(
     let asked = replay::Asked {
         from: match args.from_timestamp {
             Some(at) => replay::From::Time(at),
-            None => replay::From::Offsets(args.from_offsets.iter().copied().collect()),
+            None => {
+                let mut least = BTreeMap::new();
+                for &(partition, offset) in &args.from_offsets {
+                    let from = least.entry(partition).or_insert(offset);
+                    *from = offset.min(*from);
+                }
+                replay::From::Offsets(least)
+            }
         },
         to: args.to,
         keys: args.keys.clone(),

@@ -3,6 +3,7 @@
 //! A row that did not decode gives back its bytes; any other is encoded again, which the topology cannot tell from the
 //! original.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use anyhow::{Context, Result};
@@ -26,7 +27,12 @@ pub struct Stored {
     pub sys_from: i64,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
+    /// Source, symbol and id of a record that decoded.
+    pub trade: Option<(String, String, i64)>,
 }
+
+/// The day of the open end: no trade lies there.
+const LAST_DAY: i32 = 2_932_896;
 
 const COLUMNS: [&str; 17] = [
     "kafka_partition",
@@ -68,6 +74,55 @@ pub async fn days(
 ) -> Result<Vec<Stored>> {
     let filter = Filter::all().partition(partition).dates(days);
     read(pinned, codec, filter).await
+}
+
+/// Adds the records on other days that bear an id of these and came before one of them: of an id the first counts, and
+/// which one that is the topology decides, not we.
+pub async fn earlier_of_same_id(
+    pinned: &Pinned,
+    codec: &Codec,
+    partition: i32,
+    days: Range<i32>,
+    records: &mut Vec<Stored>,
+) -> Result<()> {
+    let mut ids: BTreeMap<(String, String), BTreeMap<i64, i64>> = BTreeMap::new();
+    for record in records.iter() {
+        if let Some((source, symbol, id)) = record.trade.clone().filter(|t| t.2 >= 0) {
+            let newest = ids
+                .entry((source, symbol))
+                .or_default()
+                .entry(id)
+                .or_default();
+            *newest = (*newest).max(record.offset);
+        }
+    }
+    let mut found = Vec::new();
+    for ((source, symbol), ids) in &ids {
+        let (Some((&first, _)), Some((&last, _))) = (ids.first_key_value(), ids.last_key_value())
+        else {
+            continue;
+        };
+        let newest = ids.values().copied().max().unwrap_or(0);
+        for others in [0..days.start.max(0), days.end..LAST_DAY] {
+            let filter = Filter::all()
+                .partition(partition)
+                .source(source)
+                .symbol(symbol);
+            let filter = filter
+                .between("trade_id", first..last.saturating_add(1))
+                .offsets(0..newest)
+                .dates(others);
+            let all = read(pinned, codec, filter).await?;
+            found.extend(all.into_iter().filter(|r| {
+                let id = r.trade.as_ref().map(|(_, _, id)| id);
+                id.and_then(|id| ids.get(id))
+                    .is_some_and(|newest| r.offset < *newest)
+            }));
+        }
+    }
+    records.extend(found);
+    records.sort_unstable_by_key(|r| (r.partition, r.offset));
+    Ok(())
 }
 
 /// The least trade time (µs) at or after an offset of a partition, of trades at all.
@@ -152,6 +207,7 @@ impl<'a> Columns<'a> {
     }
 
     fn record(&self, i: usize, codec: &Codec) -> Result<Stored> {
+        let mut trade = None;
         let value = if self.source.is_valid(i) && self.symbol.is_valid(i) {
             let tick = Tick {
                 source: self.source.value(i),
@@ -168,6 +224,11 @@ impl<'a> Columns<'a> {
             };
             let mut bytes = Vec::new();
             codec.encode_tick(&tick, 2, &mut bytes)?;
+            trade = Some((
+                tick.source.to_owned(),
+                tick.symbol.to_owned(),
+                tick.trade_id,
+            ));
             Some(bytes)
         } else {
             self.raw.is_valid(i).then(|| self.raw.value(i).to_vec())
@@ -180,6 +241,7 @@ impl<'a> Columns<'a> {
             sys_from: cell(self.sys_from, i).unwrap_or(0),
             key: key.map(|k| k.as_bytes().to_vec()),
             value,
+            trade,
         })
     }
 }

@@ -63,32 +63,36 @@ pub struct Which {
     pub dates: Option<Range<i32>>,
     /// As known at this system time, µs; none: the current ones.
     pub known: Option<i64>,
+    /// Kafka partitions; none: all.
+    pub partitions: Option<Vec<i32>>,
 }
 
 impl Which {
-    fn filter(&self) -> Filter {
-        let filter = match self.known {
+    /// What to ask for, one after the other.
+    fn filters(&self) -> Vec<Filter> {
+        let mut filter = match self.known {
             Some(at) => Filter::all().as_of_system(at),
             None => Filter::all().current(),
         };
-        match &self.dates {
-            Some(dates) => filter.dates(dates.clone()),
-            None => filter,
+        if let Some(dates) = &self.dates {
+            filter = filter.dates(dates.clone());
+        }
+        match &self.partitions {
+            Some(all) => all.iter().map(|p| filter.clone().partition(*p)).collect(),
+            None => vec![filter],
         }
     }
 }
 
 /// Bars made from trades.
 pub async fn bars(pinned: &Pinned, which: &Which) -> Result<Rows> {
-    let filter = which
-        .filter()
-        .text("origin", "trades")
-        .flag("retracted", false);
-    let scan = Scan::columns(&BARS).filter(filter);
-    let mut batches = pinned.scan(&scan).await?;
     let mut rows = Rows::new();
-    while let Some(found) = batches.try_next().await? {
-        add_bars(&found.batch, &mut rows)?;
+    for filter in which.filters() {
+        let filter = filter.text("origin", "trades").flag("retracted", false);
+        let mut batches = pinned.scan(&Scan::columns(&BARS).filter(filter)).await?;
+        while let Some(found) = batches.try_next().await? {
+            add_bars(&found.batch, &mut rows)?;
+        }
     }
     Ok(rows)
 }
@@ -176,38 +180,44 @@ pub async fn metrics(pinned: &Pinned, windows: &[i32], which: &Which) -> Result<
     names.extend(statistics.iter().map(String::as_str));
     names.sort_unstable();
     names.dedup();
-    let scan = Scan::columns(&names).filter(which.filter().flag("retracted", false));
-    let mut batches = pinned.scan(&scan).await?;
     let mut rows = Rows::new();
-    while let Some(found) = batches.try_next().await? {
-        let b = &found.batch;
-        let (source, symbol) = (texts(b, "source")?, texts(b, "symbol")?);
-        let date = column::<Date32Type>(b, "trade_date")?;
-        let close = column::<Decimal128Type>(b, "close")?;
-        let sys_from = column::<TimestampMicrosecondType>(b, "sys_from")?;
-        let revision = column::<Int32Type>(b, "revision")?;
-        let columns: Vec<_> = statistics
-            .iter()
-            .map(|name| column::<Float64Type>(b, name))
-            .collect::<Result<_>>()?;
-        for i in 0..b.num_rows() {
-            let mut key = Vec::with_capacity(40);
-            keys::metrics(source.value(i), symbol.value(i), date.value(i), &mut key);
-            let values = columns.iter();
-            let row = Row {
-                content: Content::Metrics {
-                    close: close.value(i),
-                    statistics: values.map(|c| c.is_valid(i).then(|| c.value(i))).collect(),
-                },
-                closed: true,
-                sys_from: sys_from.value(i),
-                revision: revision.value(i),
-            };
-            anyhow::ensure!(
-                rows.insert(key, row).is_none(),
-                "gold.market_metrics has two current rows of one key; run `finlake reconcile --layer gold`"
-            );
+    for filter in which.filters() {
+        let scan = Scan::columns(&names).filter(filter.flag("retracted", false));
+        let mut batches = pinned.scan(&scan).await?;
+        while let Some(found) = batches.try_next().await? {
+            add_metrics(&found.batch, &statistics, &mut rows)?;
         }
     }
     Ok(rows)
+}
+
+fn add_metrics(b: &RecordBatch, statistics: &[String], rows: &mut Rows) -> Result<()> {
+    let (source, symbol) = (texts(b, "source")?, texts(b, "symbol")?);
+    let date = column::<Date32Type>(b, "trade_date")?;
+    let close = column::<Decimal128Type>(b, "close")?;
+    let sys_from = column::<TimestampMicrosecondType>(b, "sys_from")?;
+    let revision = column::<Int32Type>(b, "revision")?;
+    let columns: Vec<_> = statistics
+        .iter()
+        .map(|name| column::<Float64Type>(b, name))
+        .collect::<Result<_>>()?;
+    for i in 0..b.num_rows() {
+        let mut key = Vec::with_capacity(40);
+        keys::metrics(source.value(i), symbol.value(i), date.value(i), &mut key);
+        let values = columns.iter();
+        let row = Row {
+            content: Content::Metrics {
+                close: close.value(i),
+                statistics: values.map(|c| c.is_valid(i).then(|| c.value(i))).collect(),
+            },
+            closed: true,
+            sys_from: sys_from.value(i),
+            revision: revision.value(i),
+        };
+        anyhow::ensure!(
+            rows.insert(key, row).is_none(),
+            "gold.market_metrics has two current rows of one key; run `finlake reconcile --layer gold`"
+        );
+    }
+    Ok(())
 }

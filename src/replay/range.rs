@@ -125,20 +125,13 @@ fn live_rows(
     let which = live::Which {
         dates: Some(dates),
         known: None,
+        partitions: matches!(asked.from, From::Offsets(_)).then(|| partitions.to_vec()),
     };
-    let (mut bars, mut metrics) = runtime.block_on(async {
+    runtime.block_on(async {
         let bars = live::bars(&tables.silver, &which).await?;
         let windows = &app.config.gold.windows;
-        anyhow::Ok((bars, live::metrics(&tables.gold, windows, &which).await?))
-    })?;
-    if matches!(asked.from, From::Offsets(_)) {
-        // Other partitions' keys are not asked for: those of these partitions are the ones that were fed.
-        let symbols = runtime.block_on(symbols(tables, partitions))?;
-        let mine = |key: &[u8]| symbols.iter().any(|s| key.starts_with(s));
-        bars.retain(|key, _| mine(key));
-        metrics.retain(|key, _| mine(key));
-    }
-    Ok((bars, metrics))
+        Ok((bars, live::metrics(&tables.gold, windows, &which).await?))
+    })
 }
 
 /// What Gold's windows reach back, in closes.
@@ -223,8 +216,12 @@ impl Feed<'_> {
     ) -> Result<()> {
         let codec = &self.app.codec;
         let end = self.tables.silver.position(p).input_end;
-        let read = bronze::days(&self.tables.bronze, codec, p, self.days.clone());
-        let mut records = self.runtime.block_on(read)?;
+        let (table, days) = (&self.tables.bronze, self.days.clone());
+        let mut records = self.runtime.block_on(async {
+            let mut records = bronze::days(table, codec, p, days.clone()).await?;
+            bronze::earlier_of_same_id(table, codec, p, days, &mut records).await?;
+            anyhow::Ok(records)
+        })?;
         records.retain(|r| r.offset < end);
         self.rerun.from_bronze += records.len() as u64;
         let mut latest = Latest::default();
@@ -274,24 +271,6 @@ fn about(tables: &Tables, partitions: &[i32], dates: &Range<i32>) -> BTreeMap<St
         ("input-ends".to_owned(), shadow::positions(cuts)),
         ("compared-with".to_owned(), tables.named()),
     ])
-}
-
-/// `source:symbol:` of everything that Silver holds of these partitions.
-async fn symbols(tables: &Tables, partitions: &[i32]) -> Result<BTreeSet<Vec<u8>>> {
-    let mut found = BTreeSet::new();
-    for &p in partitions {
-        let filter = Filter::all().partition(p).current().interval(DAILY);
-        let scan = Scan::columns(&["source", "symbol"]).filter(filter);
-        let batch = tables.silver.collect(&scan).await?;
-        let (source, symbol) = (
-            live::texts(&batch, "source")?,
-            live::texts(&batch, "symbol")?,
-        );
-        for i in 0..batch.num_rows() {
-            found.insert(instrument(source.value(i), symbol.value(i)));
-        }
-    }
-    Ok(found)
 }
 
 /// Drops what was fed only so that Gold has its closes.

@@ -171,6 +171,7 @@ pub fn whole(
     let which = live::Which {
         dates: None,
         known: asked.until,
+        partitions: None,
     };
     let windows = &app.config.gold.windows;
     (sides.bars, sides.metrics) = runtime.block_on(async {

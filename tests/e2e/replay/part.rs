@@ -10,6 +10,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::{DAY, at, damage, gone, high, higher, late_world, minute, tally};
 use crate::exact::{PARTITIONS, World, market};
+use crate::harness::secs;
 use crate::rows;
 
 #[test]
@@ -86,6 +87,56 @@ fn only_the_keys_that_were_asked_for_are_compared_and_applied() {
         high(&world, day + 10 * DAY),
         "111.00000000,1",
         "not asked for"
+    );
+}
+
+/// Of a partition its own instruments are compared, however names begin; and of an id the first trade counts, wherever
+/// that one lies. A rule that is broken does not stand in the way of a correction.
+#[test]
+fn a_range_takes_nothing_of_others_for_its_own() {
+    let broker = DevKafka::start(finlake_devkafka::Config::default()).unwrap();
+    let world = World::at(broker.bootstrap(), "1m,1h,1d");
+    world.create_topics();
+    let (spot, minute_us, day) = ("BTC/USDT", 60_000_000, 20_458 * DAY);
+    let perpetuals: Vec<String> = (0..6).map(|n| format!("{spot}:P{n}")).collect();
+    // Nine days later, and sent first: the same id is no other trade afterwards.
+    let mut messages = vec![world.trade(spot, 7, day + 9 * DAY, 100)];
+    for symbol in perpetuals.iter().map(String::as_str).chain([spot]) {
+        for id in 1..=20 {
+            let price = if id == 7 { 777 } else { 100 };
+            messages.push(world.trade(symbol, id, day + id * minute_us, price));
+        }
+    }
+    world.produce(&messages);
+    world.finish("a");
+    let of = |symbol: &str| {
+        let key = format!("sim:{symbol}");
+        let sent = world.read(topics::TICKS).into_iter();
+        let mut of = sent.filter(|(m, _)| m.key == key.as_bytes());
+        of.next().unwrap().0.partition
+    };
+    let partition = of(spot);
+    assert!(perpetuals.iter().any(|p| of(p) != partition));
+    let clean = |args: &[&str]| {
+        let ran = world.replay(args);
+        assert_eq!(ran.code, 0, "{args:?}: {}\n{}", ran.stdout, ran.stderr);
+    };
+    clean(&["--from-offsets", &format!("market.ticks:{partition}:0")]);
+    clean(&["--from-timestamp", &at(day), "--to", &at(day + DAY)]);
+
+    let one = Filter::all().current().interval("1m").symbol(spot);
+    let one = one.between("bar_start", day + 3 * minute_us..day + 4 * minute_us);
+    damage(&world.data(), Table::Ohlcv, one, higher);
+    let later = [(partition, 5), (partition, 0)].map(|(p, o)| format!("market.ticks:{p}:{o}"));
+    let applied = world
+        .finlake("replay")
+        .set("quality.rules", "null_rate:event_time<=0.5")
+        .args(["replay", "--apply", "--from-offsets", &later.join(",")])
+        .run(secs(120));
+    assert!(
+        applied.stderr.contains("sent 1 assertions"),
+        "{}",
+        applied.stderr
     );
 }
 
