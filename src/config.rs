@@ -500,12 +500,37 @@ fn warehouse_url(layers: &mut Layers, warehouse: &str) -> String {
 }
 
 /// What must hold between keys.
+/// What lies in the folder of the state stores and is none of theirs.
+fn beside_the_stores(config: &Config) -> Option<PathBuf> {
+    let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let state = whole(&config.state.dir);
+    let mut others = vec![config.data.path().to_owned(), config.data.kafka()];
+    if let Catalog::Sqlite { path } = &config.lake.catalog {
+        others.push(path.clone());
+    }
+    if let Some(path) = config.lake.warehouse.strip_prefix("file://") {
+        others.push(PathBuf::from(path));
+    }
+    let mut others = others.iter().map(|path| whole(path));
+    others.find(|path| path.starts_with(&state))
+}
+
 fn check_relations(config: &Config, layers: &mut Layers) {
     let stream = &config.stream;
     let mut wrong = |key: &str, message: String| {
         let origin = layers.origin(key);
         layers.problem(key, origin, message);
     };
+    if let Some(inside) = beside_the_stores(config) {
+        wrong(
+            "state.dir",
+            format!(
+                "{} holds {}: give the state stores a folder of their own, since a reset removes it",
+                config.state.dir.display(),
+                inside.display()
+            ),
+        );
+    }
     let (tx, session) = (stream.transaction_timeout, stream.session_timeout);
     if tx >= session {
         wrong(

@@ -3,6 +3,7 @@
 //! Lists first; removes only with `--yes`. Never touches inputs, schemas or tables. A running instance stops it: its
 //! group has members.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -52,8 +53,18 @@ pub fn run(global: &Global, config: Config, args: &ResetArgs) -> Result<u8> {
     }
     names.retain(|name| there(name));
     let written = !args.outputs && there(topics::LEDGER) && has_entries(config)?;
-    let refused = refusal(written, &groups);
+    let mut refused = refusal(written, &groups);
     let state = config.state.dir.clone();
+    let strange = strange(&state)?;
+    if let Some(path) = strange {
+        let why = || {
+            format!(
+                "{} is none of the state stores' files: move it away, or remove the stores by hand",
+                path.display()
+            )
+        };
+        refused = refused.or_else(|| Some(why()));
+    }
     let mut out = printer(
         global,
         &[
@@ -112,6 +123,34 @@ pub fn run(global: &Global, config: Config, args: &ResetArgs) -> Result<u8> {
         "done; `finlake topics create` makes the topics again",
     );
     Ok(SAME)
+}
+
+/// What lies in the folder of the stores and is not as RocksDB names its files.
+fn strange(state: &Path) -> Result<Option<PathBuf>> {
+    let known = |name: &str| {
+        let parts = name
+            .split_once('.')
+            .map_or((name, ""), |(stem, end)| (stem, end));
+        let numbered = !parts.0.is_empty() && parts.0.bytes().all(|b| b.is_ascii_digit());
+        let ends = ["sst", "log", "blob", "dbtmp"];
+        let begins = ["LOG", "MANIFEST-", "OPTIONS-"];
+        ["CURRENT", "IDENTITY", "LOCK"].contains(&name)
+            || begins.iter().any(|b| name.starts_with(b))
+            || numbered && ends.contains(&parts.1)
+    };
+    let entries = match std::fs::read_dir(state) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(|| state.display().to_string()),
+    };
+    for entry in entries {
+        let entry = entry.with_context(|| state.display().to_string())?;
+        let is_file = entry.file_type().is_ok_and(|t| t.is_file());
+        if !is_file || !entry.file_name().to_str().is_some_and(known) {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
 }
 
 fn has_entries(config: &Config) -> Result<bool> {

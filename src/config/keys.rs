@@ -206,7 +206,8 @@ pub const KEYS: &[Key] = &[
         "stream.intervals",
         Kind::Intervals,
         "1m,1h,1d",
-        "Bar intervals. 1d is always computed, since Gold is made of it.",
+        "Bar intervals, each in the largest unit that fits (1h, not 60m). 1d is always computed, since \
+         Gold is made of it.",
     ),
     key(
         "stream.emit",
@@ -446,7 +447,7 @@ pub const KEYS: &[Key] = &[
         "state.dir",
         Kind::Path,
         "DIR/state",
-        "Folder of the state stores. One process at a time.",
+        "Folder of the state stores and of nothing else. One process at a time.",
     ),
     key(
         "state.cache_mb",

@@ -356,3 +356,32 @@ fn a_missing_file_that_was_named_says_how_to_get_one() {
     let text = message(Config::load(&inputs));
     assert!(text.contains("finlake config --example"), "{text}");
 }
+
+#[test]
+fn the_stores_have_a_folder_of_their_own() {
+    let (dir, inputs) = inputs();
+    let with = |state: &Path| {
+        let state = state.display().to_string();
+        let overrides = vec![("state.dir".to_owned(), state, "--set".to_owned())];
+        Config::load(&Inputs {
+            overrides,
+            ..inputs.clone()
+        })
+    };
+    let data = dir.path();
+    for holds in [
+        data,
+        data.parent().unwrap(),
+        &data.join("warehouse"),
+        &data.join("kafka"),
+    ] {
+        let text = message(with(holds));
+        assert!(
+            text.contains("state.dir") && text.contains("of their own"),
+            "{text}"
+        );
+    }
+    for own in ["state", "state/a", "other"] {
+        with(&data.join(own)).unwrap();
+    }
+}
