@@ -514,7 +514,7 @@ pub struct BreaksListArgs {
     /// Resolved ones too
     #[arg(long)]
     pub all: bool,
-    /// Only this layer: feed, ledger, bronze, silver or gold
-    #[arg(long)]
+    /// Only this layer
+    #[arg(long, value_parser = ["feed", "ledger", "bronze", "silver", "gold"])]
     pub layer: Option<String>,
 }

@@ -56,6 +56,9 @@ fn list(global: &Global, config: &Config, args: &DlqListArgs) -> Result<()> {
     let mut ranges = letters.bounds(config)?;
     if let Some(partition) = args.partition {
         ranges.retain(|p, _| *p == partition);
+        if ranges.is_empty() {
+            bail!("{} has no partition {partition}", topics::DLQ);
+        }
     }
     let total = ranges
         .values()
@@ -123,6 +126,9 @@ fn list(global: &Global, config: &Config, args: &DlqListArgs) -> Result<()> {
         .map(|(class, n)| format!("{n} {class}"))
         .collect();
     let text = match counts.is_empty() {
+        true if args.class.is_some() || args.partition.is_some() => {
+            "nothing of that was rejected".to_owned()
+        }
         true => "nothing was rejected".to_owned(),
         false => format!("{} shown of: {}", shown.len(), counts.join(", ")),
     };

@@ -98,15 +98,20 @@ pub fn run(global: &Global, config: &Config, args: &DlqRedriveArgs) -> Result<()
     }
     let letters = Letters::open(config)?;
     let mut ranges = letters.bounds(config)?;
+    let mut skipped = None;
     if let Some(partition) = args.partition {
         ranges.retain(|p, _| *p == partition);
         let Some(range) = ranges.get_mut(&partition) else {
             bail!("{} has no partition {partition}", topics::DLQ);
         };
+        let first = range.0;
         range.0 = args.from.map_or(range.0, |from| from.max(range.0));
-        range.1 = args.to.map_or(range.1, |to| (to + 1).min(range.1));
+        range.1 = args
+            .to
+            .map_or(range.1, |to| to.saturating_add(1).min(range.1));
+        skipped = (range.0 > first).then_some(range.0);
     }
-    let mut run = Redrive::new(config, args)?;
+    let mut run = Redrive::new(config, args, skipped)?;
     let total = ranges
         .values()
         .map(|(from, to)| u64::try_from(to - from).unwrap_or(0))
@@ -166,10 +171,12 @@ struct Redrive<'a> {
     groups: BTreeMap<String, Group>,
     batch: Vec<(String, Letter)>,
     tallies: BTreeMap<String, Tally>,
+    /// The first offset of a run that leaves letters before it out.
+    skipped: Option<i64>,
 }
 
 impl<'a> Redrive<'a> {
-    fn new(config: &'a Config, args: &'a DlqRedriveArgs) -> Result<Self> {
+    fn new(config: &'a Config, args: &'a DlqRedriveArgs, skipped: Option<i64>) -> Result<Self> {
         let producer = match args.dry_run {
             true => None,
             false => Some(producer(config)?),
@@ -181,6 +188,7 @@ impl<'a> Redrive<'a> {
             groups: BTreeMap::new(),
             batch: Vec::new(),
             tallies: BTreeMap::new(),
+            skipped,
         })
     }
 
@@ -235,7 +243,7 @@ impl<'a> Redrive<'a> {
             return Ok(());
         };
         producer.begin_transaction()?;
-        let sent = send(producer, &self.batch, &mut self.groups);
+        let sent = send(producer, &self.batch, &mut self.groups, self.skipped);
         if let Err(e) = sent.and_then(|()| Ok(producer.commit_transaction(PATIENCE)?)) {
             // The error that led here is the one to tell; an open transaction ends with the
             // broker's timeout, or with the next redrive, which fences this one.
@@ -290,6 +298,7 @@ fn send(
     producer: &Redriver,
     batch: &[(String, Letter)],
     groups: &mut BTreeMap<String, Group>,
+    skipped: Option<i64>,
 ) -> Result<()> {
     let mut moved: BTreeMap<&str, BTreeMap<i32, i64>> = BTreeMap::new();
     for (class, letter) in batch {
@@ -325,10 +334,17 @@ fn send(
         let group = groups.get_mut(class).context("the class has a group")?;
         let mut list = TopicPartitionList::new();
         for (partition, next) in positions {
-            // Never back: what was redriven by hand from an earlier offset stays redriven.
             let done = group.done.entry(partition).or_default();
+            // Letters that this run left out are not redriven.
+            if skipped.is_some_and(|first| first > *done) {
+                continue;
+            }
+            // Never back: what was redriven by hand from an earlier offset stays redriven.
             *done = (*done).max(next);
             list.add_partition_offset(topics::DLQ, partition, Offset::Offset(*done))?;
+        }
+        if list.count() == 0 {
+            continue;
         }
         let metadata = group
             .consumer
