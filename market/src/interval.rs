@@ -24,6 +24,10 @@ pub enum IntervalError {
          take minutes that divide 1440, hours that divide 24, or whole days"
     )]
     Uneven(String),
+    #[error(
+        "interval `{0}` is written `{1}`: the name is part of a bar's key, so each length has one"
+    )]
+    Spelling(String, String),
     #[error("intervals `{0}` and `{1}` have the same length: keep one of them")]
     Same(String, String),
 }
@@ -36,8 +40,8 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Reads `<n>m`, `<n>h` or `<n>d`. Minutes must divide 1440 and hours 24; days count from
-    /// 1970-01-01.
+    /// Reads `<n>m`, `<n>h` or `<n>d`, in the largest unit that fits. Minutes must divide 1440 and
+    /// hours 24; days count from 1970-01-01.
     pub fn parse(text: &str) -> Result<Self, IntervalError> {
         let syntax = || IntervalError::Syntax(text.to_owned());
         let unit = text.chars().next_back().ok_or_else(syntax)?;
@@ -59,9 +63,18 @@ impl Interval {
         if per_day != 0 && per_day % n != 0 {
             return Err(IntervalError::Uneven(text.to_owned()));
         }
+        let length = n * unit;
+        let name = match (length % DAY, length % HOUR) {
+            (0, _) => format!("{}d", length / DAY),
+            (_, 0) => format!("{}h", length / HOUR),
+            _ => format!("{}m", length / MINUTE),
+        };
+        if name != text {
+            return Err(IntervalError::Spelling(text.to_owned(), name));
+        }
         Ok(Self {
-            name: text.into(),
-            length: n * unit,
+            name: name.into(),
+            length,
         })
     }
 
@@ -174,6 +187,15 @@ mod tests {
                 "{bad}"
             );
         }
+        for (long, name) in [
+            ("60m", "1h"),
+            ("720m", "12h"),
+            ("24h", "1d"),
+            ("1440m", "1d"),
+        ] {
+            let spelling = IntervalError::Spelling(long.to_owned(), name.to_owned());
+            assert_eq!(Interval::parse(long), Err(spelling));
+        }
         for uneven in ["7m", "5h", "1441m", "48h", "25h"] {
             assert!(
                 matches!(Interval::parse(uneven), Err(IntervalError::Uneven(_))),
@@ -201,10 +223,7 @@ mod tests {
         assert_eq!(set.list()[set.daily()].name(), "1d");
         assert_eq!(set.grid(), MINUTE);
         assert_eq!(all(&["10m", "15m"]).unwrap().grid(), 5 * MINUTE);
-        assert!(matches!(
-            all(&["60m", "1h"]),
-            Err(IntervalError::Same(_, _))
-        ));
+        assert!(matches!(all(&["1h", "1h"]), Err(IntervalError::Same(_, _))));
     }
 
     proptest! {
