@@ -295,7 +295,9 @@ pub fn not_final(stability: &Stability) -> String {
     let tables = stability.tables.join(", ");
     match (stability.frontier, stability.asked) {
         (None, _) => format!("the stable frontier of {tables} is not known"),
-        (Some(0), _) => format!("{tables} hold nothing yet"),
+        (Some(0), _) => {
+            format!("of {tables} at least one partition has not said yet how far it is whole")
+        }
         (Some(frontier), None) => format!(
             "the statement asks for what is known now; {tables} are whole up to {}: add \
              --as-of-system with this or an earlier time",

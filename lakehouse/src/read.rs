@@ -18,6 +18,8 @@ pub use history::{History, VersionInfo, VersionKey};
 pub use lineage::SnapshotChange;
 pub use scan::{FileTask, Scan, ScanBatch};
 
+use std::sync::{Arc, OnceLock};
+
 use crate::boxed;
 use crate::catalog::Loaded;
 use crate::error::{LakeError, Result};
@@ -35,6 +37,8 @@ pub struct Pinned {
     snapshot: i64,
     marks: Watermarks,
     tag: Option<String>,
+    /// With its manifests as they were read: planning is asked for again and again.
+    read: Arc<OnceLock<iceberg::table::Table>>,
 }
 
 impl Pinned {
@@ -58,6 +62,7 @@ impl Pinned {
             snapshot,
             marks,
             tag,
+            read: Arc::default(),
         })
     }
 
@@ -106,12 +111,19 @@ impl Pinned {
         &self.loaded.metadata
     }
 
-    /// As iceberg's read API takes it. Scan it with `.snapshot_id(self.snapshot_id())`.
+    /// As iceberg's read API takes it. Scan it with `.snapshot_id(self.snapshot_id())`, in the
+    /// runtime of the first call.
     ///
     /// # Errors
     /// `Storage` outside a tokio runtime.
-    pub fn iceberg(&self) -> Result<iceberg::table::Table> {
-        self.lake.as_table(self.table, &self.loaded)
+    pub fn iceberg(&self) -> Result<&iceberg::table::Table> {
+        match self.read.get() {
+            Some(table) => Ok(table),
+            None => {
+                let table = self.lake.as_table(self.table, &self.loaded)?;
+                Ok(self.read.get_or_init(|| table))
+            }
+        }
     }
 
     /// Removes its tag, if it has one. A handle that is dropped without this leaves the tag

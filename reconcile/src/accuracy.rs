@@ -223,11 +223,9 @@ fn differs(theirs: &Reference, row: &BarRow) -> Option<(String, String, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use finlake_market::{Interval, Intervals, Limits, Ohlcv, Point};
-    use finlake_schemas::{Dec8, Dec16};
+    use finlake_market::{Interval, Intervals, Limits};
 
     use super::*;
-    use crate::trades::BarKey;
 
     const MINUTE: i64 = 60_000_000;
 
@@ -237,48 +235,6 @@ mod tests {
             intervals: Intervals::new(&list).unwrap(),
             limits: Limits::default(),
             retention_1m: 1,
-        }
-    }
-
-    fn bar(symbol: u32, start: i64) -> BarRow {
-        let price = Dec8(10_000_000_000);
-        let point = Point { time: start, id: 1 };
-        BarRow {
-            key: BarKey {
-                symbol,
-                interval: 0,
-                start,
-            },
-            bar_end: start + MINUTE,
-            trade_date: 0,
-            tick_id: None,
-            content: Ohlcv {
-                first: point,
-                last: point,
-                open: price,
-                high: price,
-                low: price,
-                close: price,
-                volume: price,
-                quote_volume: Dec16(0),
-                trade_count: 100_000,
-                taker_buy_base: Dec8(0),
-                taker_buy_quote: Dec16(0),
-            },
-            vwap: 0,
-            stage: Some(Stage::Closed),
-            from_trades: true,
-            revision: 0,
-            valid_from: start,
-            valid_to: i64::MAX,
-            sys_from: 1,
-            sys_to: i64::MAX,
-            is_current: true,
-            prev_sys_from: None,
-            commit: 1,
-            ticks_offset: 1,
-            bars_offset: 0,
-            kafka_offset: 1,
         }
     }
 
@@ -322,7 +278,7 @@ mod tests {
         let vendors = Measure::VendorAccuracy("1m".into());
         for n in 0..4 {
             for id in ids {
-                let row = bar(id, n * MINUTE);
+                let row = BarRow::sample(id, n * MINUTE);
                 for measure in [&klines, &vendors] {
                     all.compare(
                         measure,
@@ -336,7 +292,7 @@ mod tests {
                 }
             }
         }
-        let mut forming = bar(ids[0], MINUTE);
+        let mut forming = BarRow::sample(ids[0], MINUTE);
         forming.stage = Some(Stage::Checkpoint);
         all.compare(
             &klines,

@@ -183,8 +183,8 @@ pub fn ranges(keys: impl IntoIterator<Item = i64>, join: i64) -> Vec<(i64, i64)>
     let mut out: Vec<(i64, i64)> = Vec::new();
     for key in keys {
         match out.last_mut() {
-            Some(range) if key <= range.1.saturating_add(join) => range.1 = key + 1,
-            _ => out.push((key, key + 1)),
+            Some(range) if key <= range.1.saturating_add(join) => range.1 = key.saturating_add(1),
+            _ => out.push((key, key.saturating_add(1))),
         }
     }
     out

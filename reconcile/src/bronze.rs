@@ -122,7 +122,7 @@ pub fn gaps(
     names: &Names,
     date: Option<i32>,
     out: &mut Findings,
-) -> (i64, i64) {
+) -> (i128, i128) {
     let (mut missing, mut all) = (0, 0);
     for id in 0..names.len() {
         // Instruments are numbered with 32 bits.
@@ -133,7 +133,7 @@ pub fn gaps(
         let (Some(first), Some(last)) = (own.first(), own.last()) else {
             continue;
         };
-        all += last.1 - first.0 + 1;
+        all += i128::from(last.1) - i128::from(first.0) + 1;
         let mut both = Seen::default();
         both.absorb(0, around.runs(symbol));
         both.absorb(0, own);
@@ -151,7 +151,7 @@ pub fn gaps(
             let due = to <= settled;
             let mut between = |from, to| {
                 if due {
-                    let lost = gap(symbol, from, to, names, date, out);
+                    let lost = i128::from(gap(symbol, from, to, names, date, out));
                     missing += lost;
                     // Of those between the first and the last the distance tells.
                     if to <= first.0 || from > last.1 {
@@ -455,6 +455,10 @@ mod tests {
         assert_eq!(found(&[(10, 20)], &[(1, 8)], &[9]).1, nothing);
         let (n, keys) = found(&[(10, 14), (17, 20)], &[(15, 15)], &[]);
         assert_eq!((n, keys), ((1, 11), vec!["s:X:16..17".to_owned()]));
+        // All ids that there are.
+        let (n, _) = found(&[(0, 0), (i64::MAX, i64::MAX)], &[], &[]);
+        let all = i128::from(i64::MAX) + 1;
+        assert_eq!(n, (all - 2, all));
     }
 
     fn taken(start: i64, end: i64, skipped: i64) -> Taken {

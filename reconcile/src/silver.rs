@@ -45,6 +45,55 @@ pub struct BarRow {
     pub kafka_offset: i64,
 }
 
+#[cfg(test)]
+impl BarRow {
+    /// The closed bar of a minute, for tests.
+    pub(crate) fn sample(symbol: u32, start: i64) -> BarRow {
+        use finlake_market::Point;
+        use finlake_schemas::{Dec8, Dec16};
+
+        let price = Dec8(10_000_000_000);
+        let point = Point { time: start, id: 1 };
+        BarRow {
+            key: BarKey {
+                symbol,
+                interval: 0,
+                start,
+            },
+            bar_end: start + finlake_market::interval::MINUTE,
+            trade_date: 0,
+            tick_id: None,
+            content: Ohlcv {
+                first: point,
+                last: point,
+                open: price,
+                high: price,
+                low: price,
+                close: price,
+                volume: price,
+                quote_volume: Dec16(0),
+                trade_count: 100_000,
+                taker_buy_base: Dec8(0),
+                taker_buy_quote: Dec16(0),
+            },
+            vwap: 0,
+            stage: Some(Stage::Closed),
+            from_trades: true,
+            revision: 0,
+            valid_from: start,
+            valid_to: i64::MAX,
+            sys_from: 1,
+            sys_to: i64::MAX,
+            is_current: true,
+            prev_sys_from: None,
+            commit: 1,
+            ticks_offset: 1,
+            bars_offset: 0,
+            kafka_offset: 1,
+        }
+    }
+}
+
 /// The moment of the stream at which the layers are compared, of one partition.
 #[derive(Debug, Clone, Default)]
 pub struct Moment {

@@ -203,7 +203,7 @@ impl Slice {
         let mut all = self.rows.iter().map(|r| r.offset);
         let first = all.next()?;
         let (lo, hi) = all.fold((first, first), |(lo, hi), o| (lo.min(o), hi.max(o)));
-        Some((lo, hi + 1))
+        Some((lo, hi.saturating_add(1)))
     }
 
     /// Brings the rows into offset order. Rows of one instrument come by time, which is nearly that
@@ -218,7 +218,8 @@ impl Slice {
         let n = self.rows.len();
         // Offsets are those of one partition's log.
         let span = hi.abs_diff(lo);
-        if span > 4 * n as u64 + 1024 || n > u32::MAX as usize {
+        // An offset that nobody gave out leaves no room for an end.
+        if hi == i64::MAX || span > 4 * n as u64 + 1024 || n > u32::MAX as usize {
             self.sort();
             return;
         }

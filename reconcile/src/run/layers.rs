@@ -3,6 +3,7 @@
 //! rows of one folder, whatever the table's size.
 
 mod accuracy;
+mod ahead;
 mod asserted;
 mod finish;
 mod folders;
@@ -20,6 +21,8 @@ use finlake_market::SeenIds;
 use finlake_market::interval::DAY;
 use finlake_schemas::keys::iso_instant;
 use futures::TryStreamExt;
+
+use ahead::Ahead;
 
 use super::{Options, Records, Report, Watch, behind, scope};
 use crate::asserted::Assertions;
@@ -83,6 +86,9 @@ struct Walk<'a> {
     again: Vec<Vec<i64>>,
     sums: Vec<Sums>,
     stamps: columns::Stamps,
+    /// The day after the last span, and what of Silver was read ahead.
+    end: i32,
+    ahead: Ahead,
 }
 
 /// Whether a span is read for the first time, or once more with what is known of others.
@@ -214,6 +220,8 @@ impl Run<'_> {
                 again: vec![Vec::new(); partitions],
                 sums: vec![Sums::default(); partitions],
                 stamps: columns::Stamps::default(),
+                end: i32::MIN,
+                ahead: Ahead::default(),
             };
             if let Ok(()) = self.walk(walk).await? {
                 break;
@@ -232,7 +240,11 @@ impl Run<'_> {
         let mut results: BTreeMap<i32, Span> = BTreeMap::new();
         let none = vec![Outside::default(); partitions];
         let mut contested = BTreeSet::new();
-        for from in self.spans(walk.bronze, walk.silver).await? {
+        let spans = self.spans(walk.bronze, walk.silver).await?;
+        walk.end = spans
+            .last()
+            .map_or(i32::MIN, |from| from.saturating_add(self.days()));
+        for from in spans {
             let mut seen = std::mem::take(&mut walk.seen);
             let span = self
                 .span(&mut walk, from, &none, &mut seen, Pass::First)
@@ -291,6 +303,14 @@ impl Run<'_> {
             Some((from, to)) => scope(self.options).dates(from..to),
             None => scope(self.options),
         }
+    }
+
+    /// The dates of the run, widened to the whole spans that are read.
+    fn read_dates(&self) -> Option<(i32, i32)> {
+        let days = self.days();
+        let whole = |day: i32| day.div_euclid(days) * days;
+        let (from, to) = self.options.dates?;
+        Some((whole(from), whole(to - 1).saturating_add(days)))
     }
 
     fn days(&self) -> i32 {
@@ -424,7 +444,7 @@ impl Run<'_> {
             _ => Hashed::No,
         };
         let mut span = Span::of(walk.until.len());
-        let mut versions = self.bar_rows(walk, days).await?;
+        let mut versions = self.bar_rows(walk, days, pass == Pass::First).await?;
         let mut done = BTreeSet::new();
         for group in groups {
             let mut bronze = self
@@ -548,32 +568,6 @@ impl Run<'_> {
         let rules = &self.options.validators;
         let (names, tally) = (&walk.names, &mut span.tally);
         rules::bars(rules, rows, names, market, OPEN_END, whole, tally, out);
-    }
-
-    /// Versions of the bars of these days, by partition.
-    async fn bar_rows(&self, walk: &mut Walk<'_>, days: (i32, i32)) -> Result<Vec<Vec<BarRow>>> {
-        let mut rows = vec![Vec::new(); walk.until.len()];
-        let Some(silver) = walk.silver else {
-            return Ok(rows);
-        };
-        let filter = self.filter(Some(days));
-        let scan = Scan::columns(columns::BARS).filter(filter).dictionaries();
-        let mut batches = silver.scan(&scan).await?;
-        while let Some(b) = batches.try_next().await? {
-            let limits = walk.until.clone();
-            let until = |p: usize| limits[p];
-            let market = &self.options.market;
-            columns::bars(
-                &b.batch,
-                market,
-                &mut walk.names,
-                &until,
-                OPEN_END,
-                &mut rows,
-            )
-            .map_err(bad)?;
-        }
-        Ok(rows)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What ends a break and what does not: runs over real tables that did not look at it leave it open.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use finlake_market::Intervals;
 use finlake_reconcile::{Finding, Layer, Options, Report, Scope, changes, rules};
@@ -208,4 +209,24 @@ async fn an_interval_that_is_not_compared_ends_no_break() {
     let list = ["1h", "1d"].map(|i| i.parse().unwrap());
     o.market.intervals = Intervals::new(&list).unwrap();
     assert_eq!(ended(&known, &o, &report), 0);
+}
+
+/// A bar of a week is read whole, and the other days of its week lie nowhere else.
+#[tokio::test]
+async fn a_day_of_a_span_of_several_is_compared_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = make(dir.path(), &spec(71)).await;
+    let topic = Pristine::of(&made).await;
+    let day = (T0 / 86_400_000_000) as i32;
+    let list = ["1m", "1h", "1d", "7d"].map(|i| i.parse().unwrap());
+    for day in day..day + 3 {
+        let mut o = options(&[Layer::Bronze]);
+        o.market.intervals = Intervals::new(&list).unwrap();
+        o.dates = Some((day, day + 1));
+        let before = topic.asked.load(Ordering::Relaxed);
+        let report = run(&made, &o, &topic).await;
+        assert_eq!(report.exit_code(), 0, "day {day}: {}", show(&report));
+        let asked = topic.asked.load(Ordering::Relaxed) - before;
+        assert!((1..=2).contains(&asked), "{asked} times, of two partitions");
+    }
 }

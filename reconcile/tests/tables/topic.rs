@@ -1,6 +1,7 @@
 //! The topics as they were: records of the undamaged tables.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{filter_record_batch, sort_to_indices, take_record_batch};
@@ -26,6 +27,8 @@ pub struct Pristine {
     /// First offset retained of the output topics.
     pub first: i64,
     pub klines: Vec<Kline<'static>>,
+    /// How often ticks were asked for.
+    pub asked: AtomicUsize,
 }
 
 impl Pristine {
@@ -71,6 +74,7 @@ impl Pristine {
             written,
             first: 0,
             klines: Vec::new(),
+            asked: AtomicUsize::new(0),
         }
     }
 }
@@ -87,6 +91,7 @@ impl Records for Pristine {
         range: (i64, i64),
         take: &mut dyn FnMut(&Ticked<'_>),
     ) -> Result<i64, String> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let wanted = range.0.max(self.first_tick)..range.1;
         for (offset, hash, time, symbol) in &self.ticks[partition as usize] {
             if wanted.contains(offset) {

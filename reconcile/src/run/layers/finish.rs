@@ -1,5 +1,7 @@
 //! The end of a run: counts against the ledger, gaps in trade ids, Gold from Silver.
 
+use std::cell::RefCell;
+
 use super::*;
 
 impl Run<'_> {
@@ -62,6 +64,7 @@ impl Run<'_> {
         let mut found = Findings::limited(self.options.limit);
         let out = &mut found;
         let until = |p: usize| walk.until.get(p).copied().unwrap_or(i64::MIN);
+        let unread = RefCell::new(None);
         for (p, counted) in counted.iter().enumerate().filter(|_| walk.check) {
             let partition = i32::try_from(p).unwrap_or(i32::MAX);
             let ledger: BTreeMap<i64, bronze::Taken> = books
@@ -69,7 +72,13 @@ impl Run<'_> {
                 .filter_map(|(commit, line)| Some((commit, line.taken?)))
                 .collect();
             let rows = counted.iter().map(|(c, n)| (*c, n.records)).collect();
-            let exact = |from, to| self.offsets_of(partition, from, to);
+            let exact = |from, to| match self.offsets_of(partition, (from, to)) {
+                Ok(offsets) => offsets,
+                Err(why) => {
+                    *unread.borrow_mut() = Some(why);
+                    None
+                }
+            };
             let runs = walk.offsets[p].runs();
             bronze::lost(partition, &ledger, &rows, &runs, &exact, out);
             bronze::outcomes(partition, &ledger, counted, out);
@@ -84,6 +93,9 @@ impl Run<'_> {
             counts::by_commit(of, &ledger, &bars, &uncounted, out);
         }
         self.report.findings.absorb(found);
+        if let Some(why) = unread.into_inner() {
+            self.cannot(why);
+        }
     }
 
     /// Gaps in the feed's ids that are not on their way any more.
@@ -101,7 +113,7 @@ impl Run<'_> {
         let Some(rule) = rule else { return };
         let date = self.options.dates.map(|(from, _)| from);
         let mut found = Findings::limited(self.options.limit);
-        let (mut missing, mut all) = (0i64, 0i64);
+        let (mut missing, mut all) = (0i128, 0i128);
         for (seen, around) in walk.seen.iter().zip(&walk.around) {
             let names = &walk.names;
             let n = bronze::gaps(seen, around, rejected, settled, names, date, &mut found);

@@ -55,7 +55,7 @@ impl Run<'_> {
         walk: &mut Walk<'_>,
         contested: &mut BTreeSet<(usize, u32, i64)>,
     ) -> Result<()> {
-        let Some((from, to)) = self.options.dates else {
+        let Some((from, to)) = self.read_dates() else {
             return Ok(());
         };
         for id in 0..walk.names.len() {
@@ -110,7 +110,7 @@ impl Run<'_> {
     /// is old enough to be judged goes into the span that comes back.
     pub(super) async fn around(&self, walk: &mut Walk<'_>) -> Result<Span> {
         let mut span = Span::of(walk.until.len());
-        let (Some((from, to)), true) = (self.options.dates, walk.check) else {
+        let (Some((from, to)), true) = (self.read_dates(), walk.check) else {
             return Ok(span);
         };
         let mut own = BTreeSet::new();

@@ -16,7 +16,7 @@ impl Run<'_> {
             record.time.is_some_and(|t| within.contains(&t))
         };
         let symbol = self.options.symbol.as_deref();
-        self.options.dates.is_none_or(day) && (symbol.is_none() || record.symbol == symbol)
+        self.read_dates().is_none_or(day) && (symbol.is_none() || record.symbol == symbol)
     }
 
     /// Whether the run is over every row: the books balance for all of a commit only.
@@ -25,11 +25,18 @@ impl Run<'_> {
     }
 
     /// Offsets at which the topic has records, if it still has them.
-    pub(super) fn offsets_of(&self, partition: i32, from: i64, to: i64) -> Option<Vec<i64>> {
+    pub(super) fn offsets_of(
+        &self,
+        partition: i32,
+        range: (i64, i64),
+    ) -> std::result::Result<Option<Vec<i64>>, String> {
+        let Some(records) = self.records else {
+            return Ok(None);
+        };
         let mut offsets = Vec::new();
         let mut take = |record: &Ticked<'_>| offsets.push(record.offset);
-        let first = self.records?.ticks(partition, (from, to), &mut take).ok()?;
-        (first <= from).then_some(offsets)
+        let first = records.ticks(partition, range, &mut take)?;
+        Ok((first <= range.0).then_some(offsets))
     }
 
     /// Compares what was noted of Bronze, as far as the topic is retained.
@@ -112,7 +119,7 @@ impl Run<'_> {
             return Ok(());
         }
         let filter = self
-            .filter(None)
+            .filter(self.read_dates())
             .partition(partition)
             .offsets(range.0..range.1);
         let mut rows = self.read(walk, &filter, Hashed::Rows).await?;
