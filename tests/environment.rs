@@ -150,7 +150,7 @@ fn sleeper(dir: &tempfile::TempDir) -> Process {
     let mut command = Command::new("bash");
     command.args([
         "-c",
-        "echo started; trap 'echo bye; exit 7' TERM; while :; do sleep 0.05; done",
+        "trap 'echo bye; exit 7' TERM; echo started; while :; do sleep 0.05; done",
     ]);
     let mut process = Process::spawn("sleeper", dir.path(), &command);
     process.wait_for_log("started", secs(20));

@@ -392,8 +392,11 @@ pub fn kills(world: &World, kills: usize, trades: u64, seed: u64) {
     for part in messages.chunks(piece).skip(kills) {
         world.produce(part);
     }
+    // Before it runs, a signal ends it without a word.
+    process.wait_for_log("replayed", secs(60));
     std::thread::sleep(secs(3));
     assert_eq!(process.stop(secs(60)), 0, "{}", process.tail());
+    replayed += process.log().matches("replayed").count();
     assert!(
         replayed > 0,
         "the log says how many changelog records were replayed: {}",

@@ -7,6 +7,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::types::RDKafkaRespErr;
@@ -178,7 +179,8 @@ pub fn value(m: &BorrowedMessage<'_>) -> String {
     String::from_utf8(m.payload().unwrap_or_default().to_vec()).unwrap()
 }
 
-/// Reads a partition from its start until `count` records are there or `quiet` has passed without one.
+/// Reads a partition from its start until `count` records are there or, once its end was reached, `quiet` has passed
+/// without one.
 pub fn read(
     bootstrap: &str,
     topic: &str,
@@ -187,9 +189,21 @@ pub fn read(
     count: usize,
     quiet: Duration,
 ) -> Vec<(i64, String)> {
-    let consumer = consumer(bootstrap, &unique("reader"), isolation);
+    let mut config = consumer_config(bootstrap, &unique("reader"), isolation);
+    let consumer = create(config.set("enable.partition.eof", "true"));
     assign_from(&consumer, topic, partition, Offset::Beginning);
-    poll_values(&consumer, count, quiet)
+    let mut found = Vec::new();
+    let (mut last, mut patience) = (Instant::now(), WAIT);
+    while found.len() < count && last.elapsed() < patience {
+        match consumer.poll(Duration::from_millis(50)) {
+            Some(Ok(message)) => found.push((message.offset(), value(&message))),
+            Some(Err(KafkaError::PartitionEOF(_))) => patience = quiet,
+            Some(Err(e)) => panic!("{e}"),
+            None => continue,
+        }
+        last = Instant::now();
+    }
+    found
 }
 
 pub fn poll_values<C: ConsumerContext>(

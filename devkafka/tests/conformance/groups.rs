@@ -79,8 +79,16 @@ pub async fn cooperative_sticky(bootstrap: &str) {
 pub async fn static_member_restart(bootstrap: &str) {
     let topic = topic(bootstrap, "static", 4).await;
     let group = unique("g");
-    let a = member(bootstrap, &group, "cooperative-sticky", Some("a"));
-    let b = member(bootstrap, &group, "cooperative-sticky", Some("b"));
+    // Long enough for a machine that stands still for a while.
+    let patient = |instance: &str| {
+        let mut config = consumer_config(bootstrap, &group, "read_committed");
+        config
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("group.instance.id", instance)
+            .set("session.timeout.ms", "30000");
+        create(&config)
+    };
+    let (a, b) = (patient("a"), patient("b"));
     a.subscribe(&[&topic]).unwrap();
     b.subscribe(&[&topic]).unwrap();
     settle(&[&a, &b], 2);
@@ -93,7 +101,7 @@ pub async fn static_member_restart(bootstrap: &str) {
         }
         assert_eq!(owned(&a), before.0, "no rebalance while b is away");
     }
-    let b = member(bootstrap, &group, "cooperative-sticky", Some("b"));
+    let b = patient("b");
     b.subscribe(&[&topic]).unwrap();
     settle(&[&a, &b], 2);
     assert_eq!((owned(&a), owned(&b)), before);

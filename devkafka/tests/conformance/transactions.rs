@@ -241,10 +241,10 @@ pub async fn unstable_offsets(bootstrap: &str) {
 pub async fn timeout_abort(bootstrap: &str) {
     let topic = topic(bootstrap, "timeout", 1).await;
     let producer = ready_producer(bootstrap, &unique("tx"), 2_000);
+    let begin = Instant::now();
     producer.begin_transaction().unwrap();
     send(&producer, &topic, 0, "k", "lost").await;
     send(&plain_producer(bootstrap), &topic, 0, "k", "kept").await;
-    let begin = Instant::now();
     let found = read(bootstrap, &topic, 0, "read_committed", 1, WAIT);
     assert_eq!(values(&found), ["kept"]);
     assert!(

@@ -24,6 +24,8 @@ use super::harness::{Entry, Logs};
 use super::toy::{self, Toy};
 
 pub const PARTITIONS: i32 = 4;
+/// For a call that is answered at once, on a machine that may stand still for a while.
+const CALL: Duration = Duration::from_secs(60);
 
 pub struct Cluster {
     pub dev: Option<DevKafka>,
@@ -171,7 +173,7 @@ impl Cluster {
             .set("reconnect.backoff.max.ms", "300")
             .create()
             .unwrap();
-        let timeout = Duration::from_secs(10);
+        let timeout = CALL;
         producer.init_transactions(timeout).unwrap();
         producer.begin_transaction().unwrap();
         let name = self.name("in");
@@ -219,7 +221,7 @@ impl Cluster {
         let plain = &self.plain;
         for topic in toy::SOURCES {
             for p in 0..PARTITIONS {
-                let marks = plain.fetch_watermarks(&self.name(topic), p, Duration::from_secs(5));
+                let marks = plain.fetch_watermarks(&self.name(topic), p, CALL);
                 ends.insert((self.name(topic), p), marks.unwrap().1);
             }
         }
@@ -231,7 +233,7 @@ impl Cluster {
         for topic in toy::SOURCES {
             list.add_partition_range(&self.name(topic), 0, PARTITIONS - 1);
         }
-        let all = self.group.committed_offsets(list, Duration::from_secs(10));
+        let all = self.group.committed_offsets(list, CALL);
         let all = all.unwrap();
         let found = all.elements().into_iter().filter_map(|e| {
             let at = e.offset().to_raw().filter(|at| *at >= 0)?;
@@ -268,15 +270,11 @@ impl Logs for Cluster {
     fn read(&self, topic: &str, partition: i32) -> Vec<Entry> {
         let name = self.name(topic);
         let reader = &self.reader;
-        let (low, high) = reader
-            .fetch_watermarks(&name, partition, Duration::from_secs(10))
-            .unwrap();
+        let (low, high) = reader.fetch_watermarks(&name, partition, CALL).unwrap();
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&name, partition, Offset::Offset(low))
             .unwrap();
-        reader
-            .fetch_metadata(Some(&name), Duration::from_secs(5))
-            .unwrap();
+        reader.fetch_metadata(Some(&name), CALL).unwrap();
         reader.assign(&list).unwrap();
         let mut all = Vec::new();
         let by = Instant::now() + Duration::from_secs(30);
