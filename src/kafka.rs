@@ -314,16 +314,20 @@ mod tests {
     use super::*;
     use crate::config::Inputs;
 
+    fn config_of(broker: &DevKafka) -> Config {
+        let server = ("kafka.bootstrap_servers", broker.bootstrap(), "--set");
+        let inputs = Inputs {
+            overrides: vec![(server.0.to_owned(), server.1, server.2.to_owned())],
+            ..Inputs::default()
+        };
+        Config::load(&inputs).unwrap()
+    }
+
     /// What is compared with a topic reads ranges of it again, at once.
     #[test]
     fn a_topic_is_read_again_and_again() {
         let broker = DevKafka::start(BrokerConfig::default()).unwrap();
-        let set = |key: &str, value: String| (key.to_owned(), value, "--set".to_owned());
-        let inputs = Inputs {
-            overrides: vec![set("kafka.bootstrap_servers", broker.bootstrap())],
-            ..Inputs::default()
-        };
-        let config = Config::load(&inputs).unwrap();
+        let config = config_of(&broker);
         broker
             .create_topic(topics::TICKS, 1, topics::config(topics::TICKS))
             .unwrap();
@@ -357,12 +361,7 @@ mod tests {
             ..BrokerConfig::default()
         })
         .unwrap();
-        let set = |key: &str, value: String| (key.to_owned(), value, "--set".to_owned());
-        let inputs = Inputs {
-            overrides: vec![set("kafka.bootstrap_servers", broker.bootstrap())],
-            ..Inputs::default()
-        };
-        let config = Config::load(&inputs).unwrap();
+        let config = config_of(&broker);
         let topic = Topic::open(&config, topics::LEDGER).unwrap();
         assert_eq!(topic.bounds().unwrap(), BTreeMap::new(), "there is none");
         let settings = topics::config(topics::LEDGER);

@@ -51,4 +51,4 @@ pub use read::{
 };
 pub use rows::{BarsRows, BronzeRows, RecordAt, VersionRows};
 pub use sink::TableSink;
-pub use tables::{OPEN_END, Table};
+pub use tables::{LAST_DAY, OPEN_END, Table};

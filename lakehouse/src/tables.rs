@@ -17,6 +17,8 @@ use crate::error::{LakeError, Result};
 
 /// 9999-12-31T00:00:00Z in µs: the open end of both time axes.
 pub const OPEN_END: i64 = 253_402_214_400_000_000;
+/// Its day: no trade lies there.
+pub const LAST_DAY: i32 = 2_932_896;
 
 /// A table of the lakehouse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -637,6 +639,7 @@ mod tests {
     #[test]
     fn open_end_is_the_first_instant_of_its_day() {
         assert_eq!(OPEN_END % 86_400_000_000, 0);
-        assert_eq!(OPEN_END / 86_400_000_000, 2_932_896);
+        assert_eq!(OPEN_END / 86_400_000_000, i64::from(LAST_DAY));
+        assert_eq!(LAST_DAY, 2_932_896);
     }
 }

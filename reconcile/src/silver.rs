@@ -49,33 +49,28 @@ pub struct BarRow {
 impl BarRow {
     /// The closed bar of a minute, for tests.
     pub(crate) fn sample(symbol: u32, start: i64) -> BarRow {
-        use finlake_market::Point;
+        use finlake_market::interval::MINUTE;
+        use finlake_market::{Point, Trade};
         use finlake_schemas::{Dec8, Dec16};
 
         let price = Dec8(10_000_000_000);
-        let point = Point { time: start, id: 1 };
         BarRow {
             key: BarKey {
                 symbol,
                 interval: 0,
                 start,
             },
-            bar_end: start + finlake_market::interval::MINUTE,
+            bar_end: start + MINUTE,
             trade_date: 0,
             tick_id: None,
-            content: Ohlcv {
-                first: point,
-                last: point,
-                open: price,
-                high: price,
-                low: price,
-                close: price,
-                volume: price,
-                quote_volume: Dec16(0),
-                trade_count: 100_000,
-                taker_buy_base: Dec8(0),
-                taker_buy_quote: Dec16(0),
-            },
+            content: Ohlcv::of(&Trade {
+                at: Point { time: start, id: 1 },
+                price,
+                quantity: price,
+                quote: Dec16(0),
+                taker_buy: false,
+                trades: 100_000,
+            }),
             vwap: 0,
             stage: Some(Stage::Closed),
             from_trades: true,

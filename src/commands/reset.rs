@@ -53,18 +53,15 @@ pub fn run(global: &Global, config: Config, args: &ResetArgs) -> Result<u8> {
     }
     names.retain(|name| there(name));
     let written = !args.outputs && there(topics::LEDGER) && has_entries(config)?;
-    let mut refused = refusal(written, &groups);
     let state = config.state.dir.clone();
     let strange = strange(&state)?;
-    if let Some(path) = strange {
-        let why = || {
-            format!(
-                "{} is none of the state stores' files: move it away, or remove the stores by hand",
-                path.display()
-            )
-        };
-        refused = refused.or_else(|| Some(why()));
-    }
+    let refused = refusal(written, &groups).or_else(|| {
+        let path = strange?;
+        Some(format!(
+            "{} is none of the state stores' files: move it away, or remove the stores by hand",
+            path.display()
+        ))
+    });
     let mut out = printer(
         global,
         &[
@@ -128,15 +125,13 @@ pub fn run(global: &Global, config: Config, args: &ResetArgs) -> Result<u8> {
 /// What lies in the folder of the stores and is not as RocksDB names its files.
 fn strange(state: &Path) -> Result<Option<PathBuf>> {
     let known = |name: &str| {
-        let parts = name
-            .split_once('.')
-            .map_or((name, ""), |(stem, end)| (stem, end));
-        let numbered = !parts.0.is_empty() && parts.0.bytes().all(|b| b.is_ascii_digit());
+        let (stem, end) = name.split_once('.').unwrap_or((name, ""));
+        let numbered = !stem.is_empty() && stem.bytes().all(|b| b.is_ascii_digit());
         let ends = ["sst", "log", "blob", "dbtmp"];
         let begins = ["LOG", "MANIFEST-", "OPTIONS-"];
         ["CURRENT", "IDENTITY", "LOCK"].contains(&name)
             || begins.iter().any(|b| name.starts_with(b))
-            || numbered && ends.contains(&parts.1)
+            || numbered && ends.contains(&end)
     };
     let entries = match std::fs::read_dir(state) {
         Ok(entries) => entries,

@@ -13,7 +13,7 @@ use arrow::array::{
 use arrow::datatypes::{
     ArrowPrimitiveType, Decimal128Type, Int32Type, Int64Type, TimestampMicrosecondType,
 };
-use finlake_lakehouse::{Filter, Pinned, Scan};
+use finlake_lakehouse::{Filter, LAST_DAY, Pinned, Scan};
 use finlake_schemas::{Codec, Dec8, Tick};
 
 use super::live::{column, texts};
@@ -27,12 +27,7 @@ pub struct Stored {
     pub sys_from: i64,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    /// Source, symbol and id of a record that decoded.
-    pub trade: Option<(String, String, i64)>,
 }
-
-/// The day of the open end: no trade lies there.
-const LAST_DAY: i32 = 2_932_896;
 
 const COLUMNS: [&str; 17] = [
     "kafka_partition",
@@ -76,6 +71,11 @@ pub async fn days(
     read(pinned, codec, filter).await
 }
 
+/// What a record says, if it decodes.
+fn trade<'a>(codec: &Codec, record: &'a Stored) -> Option<Tick<'a>> {
+    codec.decode_tick(record.value.as_deref()?).ok()
+}
+
 /// Adds the records on other days that bear an id of these and came before one of them: of an id the first counts, and
 /// which one that is the topology decides, not we.
 pub async fn earlier_of_same_id(
@@ -85,14 +85,11 @@ pub async fn earlier_of_same_id(
     days: Range<i32>,
     records: &mut Vec<Stored>,
 ) -> Result<()> {
-    let mut ids: BTreeMap<(String, String), BTreeMap<i64, i64>> = BTreeMap::new();
+    let mut ids: BTreeMap<(&str, &str), BTreeMap<i64, i64>> = BTreeMap::new();
     for record in records.iter() {
-        if let Some((source, symbol, id)) = record.trade.clone().filter(|t| t.2 >= 0) {
-            let newest = ids
-                .entry((source, symbol))
-                .or_default()
-                .entry(id)
-                .or_default();
+        if let Some(tick) = trade(codec, record).filter(|t| t.trade_id >= 0) {
+            let of = ids.entry((tick.source, tick.symbol)).or_default();
+            let newest = of.entry(tick.trade_id).or_default();
             *newest = (*newest).max(record.offset);
         }
     }
@@ -114,9 +111,8 @@ pub async fn earlier_of_same_id(
                 .dates(others);
             let all = read(pinned, codec, filter).await?;
             found.extend(all.into_iter().filter(|r| {
-                let id = r.trade.as_ref().map(|(_, _, id)| id);
-                id.and_then(|id| ids.get(id))
-                    .is_some_and(|newest| r.offset < *newest)
+                let newest = trade(codec, r).and_then(|tick| ids.get(&tick.trade_id));
+                newest.is_some_and(|newest| r.offset < *newest)
             }));
         }
     }
@@ -207,7 +203,6 @@ impl<'a> Columns<'a> {
     }
 
     fn record(&self, i: usize, codec: &Codec) -> Result<Stored> {
-        let mut trade = None;
         let value = if self.source.is_valid(i) && self.symbol.is_valid(i) {
             let tick = Tick {
                 source: self.source.value(i),
@@ -224,11 +219,6 @@ impl<'a> Columns<'a> {
             };
             let mut bytes = Vec::new();
             codec.encode_tick(&tick, 2, &mut bytes)?;
-            trade = Some((
-                tick.source.to_owned(),
-                tick.symbol.to_owned(),
-                tick.trade_id,
-            ));
             Some(bytes)
         } else {
             self.raw.is_valid(i).then(|| self.raw.value(i).to_vec())
@@ -241,7 +231,6 @@ impl<'a> Columns<'a> {
             sys_from: cell(self.sys_from, i).unwrap_or(0),
             key: key.map(|k| k.as_bytes().to_vec()),
             value,
-            trade,
         })
     }
 }

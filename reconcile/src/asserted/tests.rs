@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use finlake_market::{Interval, Intervals, Limits, Point};
-use finlake_schemas::{BreakKind, Dec8, Dec16, Stage, keys};
+use finlake_schemas::{BreakKind, Dec8, Dec16, keys};
 
 use super::*;
 use crate::findings::Findings;
@@ -53,17 +53,10 @@ fn content(count: i64, high: i128) -> Ohlcv {
 /// A version made at `sys`, with the inputs up to these offsets.
 fn row(content: Ohlcv, sys: (i64, i64), prev: Option<i64>, ticks: i64, bars: i64) -> BarRow {
     BarRow {
-        key: key(),
-        bar_end: START + 60_000_000,
         trade_date: finlake_market::interval::date_of(START),
         tick_id: Some(keys::bar_id("sim", "A", "1m", START)),
         content,
         vwap: content.vwap().0,
-        stage: Some(Stage::Closed),
-        from_trades: true,
-        revision: 0,
-        valid_from: START,
-        valid_to: END,
         sys_from: sys.0,
         sys_to: sys.1,
         is_current: sys.1 == END,
@@ -72,6 +65,7 @@ fn row(content: Ohlcv, sys: (i64, i64), prev: Option<i64>, ticks: i64, bars: i64
         ticks_offset: ticks,
         bars_offset: bars,
         kafka_offset: sys.0,
+        ..BarRow::sample(0, START)
     }
 }
 

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use finlake_lakehouse::{FileTask, Filter, LakeError, Lakehouse, OPEN_END, Pinned, Scan};
+use finlake_lakehouse::{FileTask, Filter, LAST_DAY, LakeError, Lakehouse, OPEN_END, Pinned, Scan};
 use finlake_market::SeenIds;
 use finlake_market::interval::DAY;
 use finlake_schemas::keys::iso_instant;
@@ -37,9 +37,6 @@ use crate::shape;
 use crate::silver::{self, BarRow, Moment};
 use crate::topic::Sums;
 use crate::trades::{self, BarKey, Counted, Cuts, Folded, Names, Outside, Seen};
-
-/// The day of the open end: no trade lies there.
-const LAST_DAY: i32 = 2_932_896;
 
 type Result<T> = std::result::Result<T, LakeError>;
 

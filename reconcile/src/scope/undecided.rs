@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use finlake_market::{Interval, Intervals, Limits, Ohlcv, Point};
+use finlake_market::{Interval, Intervals, Limits, Ohlcv, Point, Trade};
 use finlake_schemas::{Dec8, Dec16, Stage};
 
 use crate::bisect::Side;
@@ -31,20 +31,14 @@ fn market() -> (Rules, Names) {
 }
 
 fn content() -> Ohlcv {
-    let (point, price) = (Point { time: 0, id: 1 }, Dec8(100_000_000));
-    Ohlcv {
-        first: point,
-        last: point,
-        open: price,
-        high: price,
-        low: price,
-        close: price,
-        volume: price,
-        quote_volume: Dec16(10_000_000_000_000_000),
-        trade_count: 1,
-        taker_buy_base: Dec8(0),
-        taker_buy_quote: Dec16(0),
-    }
+    Ohlcv::of(&Trade {
+        at: Point { time: 0, id: 1 },
+        price: Dec8(100_000_000),
+        quantity: Dec8(100_000_000),
+        quote: Dec16(10_000_000_000_000_000),
+        taker_buy: false,
+        trades: 1,
+    })
 }
 
 /// The first bar of an interval; the version reflects input before offset 10.
@@ -56,23 +50,11 @@ fn row(interval: u8, length: i64, stage: Stage) -> BarRow {
             start: 0,
         },
         bar_end: length,
-        trade_date: 0,
-        tick_id: None,
         content: content(),
         vwap: 100_000_000,
         stage: Some(stage),
-        from_trades: true,
-        revision: 0,
-        valid_from: 0,
-        valid_to: END,
-        sys_from: 1,
-        sys_to: END,
-        is_current: true,
-        prev_sys_from: None,
-        commit: 1,
         ticks_offset: 10,
-        bars_offset: 0,
-        kafka_offset: 1,
+        ..BarRow::sample(0, 0)
     }
 }
 
